@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The project's side of a bench: daemons started and stopped, and the command lines of its C programs.
+
+What a bench knows of SELENE's command lines is here and nowhere else.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.build import ROOT, compile_program
+from harness.link import Host, Link, free_udp_port
+from harness.procs import Process, Record, RunError, cpu_time_ns, descendants, place
+
+SELENED = ROOT / "bin" / "selened"
+CLIENT_HEADERS = ROOT / "tools" / "selened" / "client"
+BENCH_SOURCE = ROOT / "bench" / "selene-pingpong.c"
+NAMESPACE_PORT = 7471
+READY_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running selened: ``environment`` is what a client needs to find it."""
+
+    host: Host
+    socket: Path
+    process: Process
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that point a client at this daemon."""
+        return {"SELENE_SOCKET": str(self.socket)}
+
+    def pids(self) -> list[int]:
+        """Return selened and the processes it started (selened-dp)."""
+        return [self.process.pid, *descendants(self.process.pid)]
+
+    def place(self, cpus: Collection[int]) -> None:
+        """Move every thread of the daemon to ``cpus``."""
+        for pid in self.pids():
+            place(pid, cpus)
+
+    def cpu_ns(self) -> int:
+        """Return the CPU time of the daemon's processes so far; raises RunError if one is gone."""
+        return sum(cpu_time_ns(pid) for pid in self.pids())
+
+    def datapath_cpu_ns(self) -> int:
+        """Return the CPU time so far of what carries: selened-dp, without selened, which only decides."""
+        return sum(cpu_time_ns(pid) for pid in descendants(self.process.pid))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A daemon on each end of a link."""
+
+    a: Daemon
+    b: Daemon
+
+    def place(self, a_cpus: Collection[int], b_cpus: Collection[int]) -> None:
+        """Move the daemon of each host to the CPUs of that host's program."""
+        self.a.place(a_cpus)
+        self.b.place(b_cpus)
+
+    def datapath_cpu_ns(self) -> int:
+        """Return the CPU time of both datapath processes so far."""
+        return self.a.datapath_cpu_ns() + self.b.datapath_cpu_ns()
+
+
+def _config(host: Host, port: int, peer: tuple[Host, int] | None) -> str:
+    lines = [f'address = "{host.address}"', f"port = {port}"]
+    if peer is not None:
+        lines += ["", "[[peers]]", f'address = "{peer[0].address}"', f"port = {peer[1]}"]
+    return "\n".join(lines) + "\n"
+
+
+def _accepts(path: Path) -> bool:
+    """Tell whether something listens on the unix socket ``path``."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def _wait_accepting(daemon: Daemon) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    status = Path(f"{daemon.socket}.status")
+    # The status socket is the last thing a daemon opens.
+    while not (status.exists() and _accepts(daemon.socket)):
+        if not daemon.process.running():
+            raise daemon.process.failure("ended before it was ready")
+        if time.monotonic() > deadline:
+            raise daemon.process.failure(f"not ready after {READY_TIMEOUT_S:g} s")
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def _daemons(hosts: list[Host]) -> Iterator[list[Daemon]]:
+    """Start a selened on each host, each the others' peer (two at most), and wait until they accept clients."""
+    if not SELENED.exists():
+        raise RunError(f"{SELENED} is not there")
+    ports = [NAMESPACE_PORT if host.namespace else free_udp_port(host.address) for host in hosts]
+    folder = Path(tempfile.mkdtemp(prefix="qosb-"))
+    try:
+        with contextlib.ExitStack() as stack:
+            started = []
+            for number, host in enumerate(hosts):
+                peer = (hosts[1 - number], ports[1 - number]) if len(hosts) == 2 else None
+                config, path = folder / f"{number}.toml", folder / f"{number}.sock"
+                config.write_text(_config(host, ports[number], peer))
+                command = host.command([str(SELENED), "--config", str(config), "--socket", str(path)])
+                started.append(Daemon(host, path, stack.enter_context(Process(command))))
+            for daemon in started:
+                _wait_accepting(daemon)
+            yield started
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def selene_pair(link: Link) -> Iterator[Pair]:
+    """Run a selened on each end of ``link``; raises RunError if one does not get ready."""
+    with _daemons([link.a, link.b]) as (a, b):
+        yield Pair(a, b)
+
+
+@contextlib.contextmanager
+def selene_local() -> Iterator[Daemon]:
+    """Run one selened without peers, on loopback; raises RunError if it does not get ready."""
+    with _daemons([Host("127.0.0.1", None)]) as (daemon,):
+        yield daemon
+
+
+def library() -> Path:
+    """Return the folder of the built libselene.so (``QOS_SELENE_LIB`` names another); raises RunError."""
+    given = os.environ.get("QOS_SELENE_LIB")
+    found = [Path(given)] if given else sorted(path.parent for path in (ROOT / "build").glob("**/libselene.so"))
+    if not found or not (found[0] / "libselene.so").exists():
+        raise RunError("libselene.so is not built: run `make setup`, or name its folder in QOS_SELENE_LIB")
+    return found[0]
+
+
+def selene_bench() -> Path:
+    """Return the executable of ``bench/selene-pingpong.c``, built against the checkout's libselene."""
+    folder = library()
+    return compile_program(
+        BENCH_SOURCE,
+        compile_flags=[f"-I{CLIENT_HEADERS}"],
+        link_flags=[f"-L{folder}", f"-Wl,-rpath,{folder}", "-lselene"],
+    )
+
+
+def pingpong_command(
+    role: str, *, size: int, mode: str, relayed: bool = False, count: int | None = None, warmup: int | None = None
+) -> list[str]:
+    """Return the command of one side (``role``: ``server`` or ``client``); ``mode`` is ``blocking`` or ``spin``."""
+    command = [str(selene_bench()), f"pingpong-{role}", "--size", str(size), "--mode", mode]
+    if count is not None:
+        command += ["--count", str(count)]
+    if warmup is not None:
+        command += ["--warmup", str(warmup)]
+    return [*command, "--relayed"] if relayed else command
+
+
+def flood_command(role: str, *, size: int, count: int, burst: int) -> list[str]:
+    """Return the command of one side (``role``: ``source`` or ``sink``) of a one-way flood.
+
+    The sink prints ready, then, having received ``count`` messages or the source's end, a record with ``count``,
+    ``lost`` and ``rate_per_s``.
+    """
+    return [str(selene_bench()), f"flood-{role}", "--size", str(size), "--count", str(count), "--burst", str(burst)]
+
+
+def waiting_cpu(server: list[str], daemons: Collection[Daemon], *, cpus: Collection[int], seconds: float) -> Record:
+    """Let ``server`` wait for messages that do not come; return what it and the daemons use meanwhile.
+
+    ``wait_percent`` and ``daemon_percent`` are percent of one core, over ``seconds`` from when the server was ready,
+    a first spin included.
+    """
+    first = next(iter(daemons))
+    with Process(server, cpus=cpus, environment=first.environment) as process:
+        process.wait_ready()
+        before, daemons_before = cpu_time_ns(process.pid), sum(daemon.cpu_ns() for daemon in daemons)
+        start = time.monotonic_ns()
+        time.sleep(seconds)
+        elapsed = time.monotonic_ns() - start
+        used = cpu_time_ns(process.pid) - before
+        daemons_used = sum(daemon.cpu_ns() for daemon in daemons) - daemons_before
+    return {
+        "kind": "waiting",
+        "elapsed_ns": elapsed,
+        "wait_percent": 100 * used / elapsed,
+        "daemon_percent": 100 * daemons_used / elapsed / len(daemons),
+    }

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "shm.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+_Static_assert(sizeof(struct qos_shm_link) == QOS_SHM_RINGS, "the rings follow the link's words");
+
+static int depth_valid(uint32_t depth)
+{
+    return depth >= 8 && depth <= QOS_SHM_MAX_DEPTH && (depth & (depth - 1)) == 0;
+}
+
+size_t qos_shm_size(uint32_t depth)
+{
+    return QOS_SHM_RINGS + qos_ring_size(2 * depth) + qos_ring_size(depth);
+}
+
+int qos_shm_init(void *memory, uint32_t depth)
+{
+    if (!depth_valid(depth))
+        return -EINVAL;
+    memset(memory, 0, QOS_SHM_RINGS);
+    uint8_t *rings = (uint8_t *)memory + QOS_SHM_RINGS;
+    int rc = qos_ring_init(rings, 2 * depth);
+    return rc < 0 ? rc : qos_ring_init(rings + qos_ring_size(2 * depth), depth);
+}
+
+int qos_shm_producer_open(struct qos_shm_producer *p, void *memory, uint32_t depth, const struct qos_region *pool)
+{
+    if (!depth_valid(depth))
+        return -EINVAL;
+    uint8_t *rings = (uint8_t *)memory + QOS_SHM_RINGS;
+    *p = (struct qos_shm_producer){.link = memory, .size = qos_shm_size(depth), .depth = depth, .slots = pool->count * QOS_POOL_SLOTS};
+    p->holds = calloc(p->slots / 64, sizeof *p->holds);
+    if (!p->holds)
+        return -ENOMEM;
+    int rc = qos_ring_producer_open(&p->forward, rings, 2 * depth);
+    if (rc == 0)
+        rc = qos_ring_consumer_open(&p->back, rings + qos_ring_size(2 * depth), depth);
+    if (rc < 0)
+        free(p->holds);
+    return rc;
+}
+
+void qos_shm_producer_close(struct qos_shm_producer *p)
+{
+    free(p->holds);
+    munmap(p->link, p->size);
+    p->link = NULL;
+}
+
+int qos_shm_consumer_open(struct qos_shm_consumer *c, void *memory, uint32_t depth, const struct qos_region *pool)
+{
+    if (!depth_valid(depth))
+        return -EINVAL;
+    uint8_t *rings = (uint8_t *)memory + QOS_SHM_RINGS;
+    *c = (struct qos_shm_consumer){.link = memory, .size = qos_shm_size(depth), .depth = depth, .pool = *pool};
+    int rc = qos_ring_consumer_open(&c->forward, rings, 2 * depth);
+    if (rc == 0)
+        rc = qos_ring_producer_open(&c->back, rings + qos_ring_size(2 * depth), depth);
+    return rc;
+}
+
+void qos_shm_consumer_close(struct qos_shm_consumer *c)
+{
+    munmap(c->link, c->size);
+    c->link = NULL;
+}
+
+int qos_shm_push(struct qos_shm_producer *p, uint64_t slice, uint32_t length, uint64_t sequence, uint32_t slot_bytes, uint64_t quota)
+{
+    if (QOS_UNLIKELY(p->held == p->depth || (p->held_bytes + slot_bytes > quota && p->held > 0)))
+        return -EAGAIN;
+    uint64_t words[2] = {slice, (uint64_t)length | sequence << 32};
+    int rc = qos_ring_push(&p->forward, words, 2);
+    if (QOS_UNLIKELY(rc < 0))
+        return rc;
+    uint32_t index = qos_slice_index(slice);
+    p->holds[index / 64] |= UINT64_C(1) << (index % 64);
+    p->held++;
+    p->held_bytes += slot_bytes;
+    return 0;
+}
+
+int qos_shm_returned(struct qos_shm_producer *p, uint64_t *slices, uint32_t max)
+{
+    int64_t n = qos_ring_pop(&p->back, slices, max);
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t index = qos_slice_index(slices[i]);
+        uint64_t bit = UINT64_C(1) << (index % 64);
+        if (QOS_UNLIKELY(index >= p->slots || !(p->holds[index / 64] & bit)))
+            return -EPROTO;
+        p->holds[index / 64] &= ~bit;
+        p->held--;
+    }
+    return (int)n;
+}
+
+int qos_shm_reclaim(struct qos_shm_producer *p, uint32_t *index)
+{
+    for (uint32_t w = 0; w < p->slots / 64; w++) {
+        if (p->holds[w] == 0)
+            continue;
+        uint32_t bit = (uint32_t)__builtin_ctzll(p->holds[w]);
+        p->holds[w] &= p->holds[w] - 1;
+        *index = w * 64 + bit;
+        return 1;
+    }
+    return 0;
+}
+
+int qos_shm_pop(struct qos_shm_consumer *c, struct qos_shm_message *m)
+{
+    int64_t ready = qos_ring_peek(&c->forward);
+    if (ready <= 0)
+        return (int)ready;
+    if (QOS_UNLIKELY(ready & 1))
+        return -EPROTO;
+    uint64_t slice = qos_ring_word(&c->forward, 0), second = qos_ring_word(&c->forward, 1);
+    m->slice = slice;
+    m->length = (uint32_t)second;
+    m->sequence = (uint32_t)(second >> 32);
+    m->data = qos_slice_locate(&c->pool, slice, m->length, QOS_POOL_HEADROOM);
+    if (QOS_UNLIKELY(!m->data))
+        return -EPROTO;
+    qos_ring_consume(&c->forward, 2);
+    return 1;
+}
+
+int qos_shm_give_back(struct qos_shm_consumer *c, uint64_t slice)
+{
+    return qos_ring_push(&c->back, &slice, 1);
+}

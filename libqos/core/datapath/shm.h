@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The shared-memory datapath: a one-way link between two processes of one user. Slices of the producer's pool go forward, come back on
+ * a release ring, and nothing is copied. Layout of the link's memory (a sealed memfd that the daemon made):
+ *
+ *   0    waiting   0 the consumer runs; 1 it sleeps on the producer's bell; 2 it sleeps on its eventfd
+ *   64   closed    1: the source is closed; what is in the ring is still delivered
+ *   128  dropped   messages the producer did not give to this consumer because it is slow
+ *   256  forward ring, 2 * depth words: slice, then length | low 32 bits of the sequence << 32
+ *   ...  release ring, depth words: slices
+ *
+ * The second word saves the consumer the cache miss of the message's header.
+ */
+#ifndef QOS_SHM_H
+#define QOS_SHM_H
+
+#include <stdint.h>
+
+#include "../pool.h"
+#include "../ring.h"
+
+#define QOS_SHM_MAX_DEPTH 65536u
+#define QOS_SHM_RINGS 256
+
+enum qos_shm_waiting { QOS_SHM_AWAKE = 0, QOS_SHM_ON_BELL = 1, QOS_SHM_ON_FD = 2 };
+
+struct qos_shm_link {
+    _Atomic uint32_t waiting;
+    _Alignas(QOS_CACHE_LINE) _Atomic uint32_t closed;
+    _Alignas(QOS_CACHE_LINE) _Atomic uint64_t dropped;
+    _Alignas(QOS_CACHE_LINE) uint8_t rings[QOS_CACHE_LINE];
+};
+
+struct qos_shm_producer {
+    struct qos_shm_link *link;
+    size_t size;
+    struct qos_ring_producer forward;
+    struct qos_ring_consumer back;
+    uint32_t depth;
+    uint32_t held;       /* messages the consumer has not given back */
+    uint64_t held_bytes; /* the slots they take; the caller of qos_shm_returned subtracts */
+    uint64_t *holds;     /* bitmap over slot indices: what the consumer holds */
+    uint32_t slots;
+};
+
+struct qos_shm_consumer {
+    struct qos_shm_link *link;
+    size_t size;
+    struct qos_ring_consumer forward;
+    struct qos_ring_producer back;
+    struct qos_region pool; /* of the producer, read-only */
+    uint32_t depth;
+};
+
+struct qos_shm_message {
+    uint64_t slice;
+    const uint8_t *data;
+    uint32_t length;
+    uint32_t sequence; /* low 32 bits */
+};
+
+/* Bytes of a link of `depth` messages (a power of two up to QOS_SHM_MAX_DEPTH), and its formatting. */
+size_t qos_shm_size(uint32_t depth);
+int qos_shm_init(void *memory, uint32_t depth);
+
+/* `memory` is a mapping of qos_shm_size(depth) bytes; both sides keep it until close, which unmaps it. */
+int qos_shm_producer_open(struct qos_shm_producer *p, void *memory, uint32_t depth, const struct qos_region *pool);
+void qos_shm_producer_close(struct qos_shm_producer *p);
+int qos_shm_consumer_open(struct qos_shm_consumer *c, void *memory, uint32_t depth, const struct qos_region *pool);
+void qos_shm_consumer_close(struct qos_shm_consumer *c);
+
+/* Hand a slice on. 0, -EAGAIN (the ring or the consumer's quota of `quota` bytes is exhausted), -EPROTO. */
+int qos_shm_push(struct qos_shm_producer *p, uint64_t slice, uint32_t length, uint64_t sequence, uint32_t slot_bytes, uint64_t quota);
+/* Up to `max` slices that came back; each was held. The number, or -EPROTO (the consumer gave back what it did not hold). */
+int qos_shm_returned(struct qos_shm_producer *p, uint64_t *slices, uint32_t max);
+/* Take all that the consumer still holds, one by one, when it is gone: 1 and a slot index, or 0. */
+int qos_shm_reclaim(struct qos_shm_producer *p, uint32_t *index);
+
+/* Next message: 1, 0 (nothing), -EPROTO (a slice outside the pool, or a broken index). */
+int qos_shm_pop(struct qos_shm_consumer *c, struct qos_shm_message *m);
+/* Whether pop would return one. */
+static inline int qos_shm_ready(struct qos_shm_consumer *c)
+{
+    return qos_ring_peek(&c->forward) != 0;
+}
+/* Give a slice back. 0, or -EPROTO. It cannot be full: no more than depth are out. */
+int qos_shm_give_back(struct qos_shm_consumer *c, uint64_t slice);
+
+#endif

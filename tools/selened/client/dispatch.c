@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Callbacks: run by the library's dispatcher thread, or by whoever is in selene_poll.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define BURST 64
+
+/* Hand a sink's messages to its callback. How many; stops when the set of sinks has changed, for then this one may be gone. */
+static int run(struct selene_session *s, struct selene_sink *sink, uint64_t generation)
+{
+    selene_buffer buffer;
+    int n = 0;
+    while (n < BURST && selene_sink_next(sink, &buffer) == 1) {
+        selene_buffer copy = buffer;
+        sink->callback(sink, &copy, sink->arg);
+        n++;
+        if (s->sinks_generation != generation)
+            return n; /* closed by its own callback: the buffers went with it */
+        (void)selene_release_buffer(sink, &buffer);
+    }
+    return n;
+}
+
+/* One pass over all callback sinks; the dispatch lock, held, keeps them from being closed by other threads. */
+static int pass(struct selene_session *s)
+{
+    int n = 0;
+    bool remote = false;
+    pthread_mutex_lock(&s->lock);
+    uint64_t generation = s->sinks_generation;
+    struct selene_sink *sink = s->sinks;
+    pthread_mutex_unlock(&s->lock);
+    for (struct selene_sink *x = sink; x; x = x->next)
+        remote = remote || (x->callback && qos_load_relaxed(&x->remotes));
+    if (remote && selene_receiver_enter(s)) {
+        (void)selene_receive(s, 0);
+        selene_receiver_leave(s);
+    }
+    for (; sink && s->sinks_generation == generation; sink = sink->next) {
+        if (sink->callback)
+            n += run(s, sink, generation);
+        if (s->sinks_generation != generation)
+            break;
+    }
+    return n;
+}
+
+static bool ready(struct selene_session *s)
+{
+    bool any = false;
+    pthread_mutex_lock(&s->lock);
+    for (struct selene_sink *x = s->sinks; x && !any; x = x->next)
+        any = x->callback && selene_sink_ready(x);
+    pthread_mutex_unlock(&s->lock);
+    return any;
+}
+
+static void wait_for_any(struct selene_session *s, uint64_t timeout_ns)
+{
+    struct memory *m = s->memory;
+    struct pollfd p[3] = {{s->callback_fd, POLLIN, 0}, {m->udp ? m->udp->ops->wait_fd(m->udp) : -1, POLLIN, 0}, {-1, POLLIN, 0}};
+    if (qos_load_relaxed(&s->ring_used)) {
+        p[2].fd = m->doorbell;
+        __atomic_store_n(&m->page->waiting, SELENE_WAIT_FD, __ATOMIC_RELAXED);
+    }
+    qos_store_relaxed(&s->dispatch_sleeping, 1);
+    pthread_mutex_lock(&s->lock);
+    for (struct selene_sink *x = s->sinks; x; x = x->next)
+        if (x->callback)
+            selene_edges_wait(x, QOS_SHM_ON_FD);
+    pthread_mutex_unlock(&s->lock);
+    qos_fence_seq_cst(); /* pairs with the fences of producers, receiver and datapath process */
+    struct timespec ts = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
+    if (!ready(s) && ppoll(p, 3, &ts, NULL) > 0) {
+        uint64_t drop;
+        char bell[64];
+        if (p[0].revents && read(s->callback_fd, &drop, sizeof drop) < 0)
+            p[0].revents = 0;
+        if (p[2].revents && recv(m->doorbell, bell, sizeof bell, MSG_DONTWAIT) < 0)
+            p[2].revents = 0;
+    }
+    qos_store_relaxed(&s->dispatch_sleeping, 0);
+}
+
+/* With the dispatch lock: until something was handled, the time is over, or the session ends. */
+static int dispatch(struct selene_session *s, uint64_t timeout_ns)
+{
+    uint64_t begin = qos_clock_monotonic_ns(), passed = 0;
+    for (;;) {
+        int n = pass(s);
+        if (n > 0 || passed >= timeout_ns || qos_load_acquire(&s->stop))
+            return n;
+        if (qos_load_acquire(&s->open_batches))
+            (void)selene_flush_session(s, 0);
+        uint64_t left = timeout_ns - passed;
+        wait_for_any(s, left < SLICE_SLEEP_NS ? left : SLICE_SLEEP_NS);
+        passed = qos_clock_monotonic_ns() - begin;
+    }
+}
+
+int selene_poll(selene_session *s, int timeout_ms)
+{
+    /* the dispatcher gives way to whoever polls */
+    qos_add_acq_rel(&s->pollers, 1);
+    uint64_t one = 1;
+    ssize_t ignored = write(s->callback_fd, &one, sizeof one);
+    (void)ignored;
+    pthread_mutex_lock(&s->dispatch_lock);
+    int n = dispatch(s, timeout_ms < 0 ? UINT64_MAX : (uint64_t)timeout_ms * 1000000u);
+    pthread_mutex_unlock(&s->dispatch_lock);
+    qos_sub_acq_rel(&s->pollers, 1);
+    return n;
+}
+
+static void *dispatcher(void *arg)
+{
+    struct selene_session *s = arg;
+    (void)prctl(PR_SET_NAME, "selene-dispatch");
+    while (!qos_load_acquire(&s->stop)) {
+        pthread_mutex_lock(&s->dispatch_lock);
+        if (qos_load_acquire(&s->pollers) == 0)
+            (void)dispatch(s, SLICE_SLEEP_NS);
+        pthread_mutex_unlock(&s->dispatch_lock);
+        if (qos_load_acquire(&s->pollers)) {
+            struct timespec ts = {0, 1000000};
+            nanosleep(&ts, NULL);
+        }
+    }
+    return NULL;
+}
+
+int selene_dispatch_start(struct selene_session *s)
+{
+    int rc = 0;
+    pthread_mutex_lock(&s->lock);
+    if (!s->dispatching) {
+        rc = -pthread_create(&s->dispatcher, NULL, dispatcher, s);
+        s->dispatching = rc == 0;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return rc < 0 ? selene_fail(rc, "cannot start the thread that runs callbacks") : 0;
+}
+
+void selene_dispatch_stop(struct selene_session *s)
+{
+    uint64_t one = 1;
+    ssize_t ignored = write(s->callback_fd, &one, sizeof one);
+    (void)ignored;
+    if (s->dispatching)
+        pthread_join(s->dispatcher, NULL);
+    s->dispatching = false;
+}

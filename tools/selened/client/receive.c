@@ -1,0 +1,545 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The remote side of the sinks. One thread at a time is the receiver: it takes datagrams from the session's socket and from the receive
+ * ring, checks each, and queues it at the sinks of its channel. Whoever waits for a message and finds the role free takes it.
+ *
+ * A datagram is accepted only from the address that was announced for its source: whoever holds a socket can forge a header.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define ANSWER_TO_PROBE 0x8000u /* a CREDIT the datapath process forwards at once */
+#define RX_OFFSET 48u           /* the first payload of a reception is then 64-byte aligned */
+#define RELAY_BURST 64
+
+/* ---- The role ---- */
+
+bool selene_receiver_enter(struct selene_session *s)
+{
+    return qos_load_relaxed(&s->receiving) == 0 && qos_exchange_acq_rel(&s->receiving, 1) == 0;
+}
+
+void selene_next_turn(struct selene_session *s)
+{
+    qos_add_acq_rel(&s->turn, 1);
+    qos_fence_seq_cst();
+    if (qos_load_relaxed(&s->followers))
+        qos_futex_wake(&s->turn, INT_MAX);
+}
+
+void selene_receiver_leave(struct selene_session *s)
+{
+    qos_store_release(&s->receiving, 0);
+    selene_next_turn(s);
+}
+
+/* Make a receiver that sleeps in the kernel look round: an empty datagram from the socket to itself. */
+static void nudge(struct memory *m)
+{
+    struct sockaddr_storage own;
+    socklen_t length = sizeof own;
+    int fd = m->udp ? m->udp->ops->wait_fd(m->udp) : -1;
+    if (fd >= 0 && getsockname(fd, (struct sockaddr *)&own, &length) == 0)
+        (void)sendto(fd, NULL, 0, MSG_DONTWAIT | MSG_NOSIGNAL, (struct sockaddr *)&own, length);
+    if (__atomic_exchange_n(&m->page->waiting, SELENE_AWAKE, __ATOMIC_ACQ_REL) != SELENE_AWAKE)
+        qos_futex_wake((const _Atomic uint32_t *)&m->page->waiting, INT_MAX);
+}
+
+void selene_receiver_nudge(struct selene_session *s)
+{
+    if (s->memory && qos_load_acquire(&s->receiving))
+        nudge(s->memory);
+}
+
+void selene_receiver_take(struct selene_session *s)
+{
+    while (!selene_receiver_enter(s)) {
+        selene_receiver_nudge(s);
+        struct timespec ts = {0, 1000000};
+        nanosleep(&ts, NULL);
+    }
+}
+
+/* ---- Items ---- */
+
+static struct item *item_new(struct selene_session *s)
+{
+    pthread_mutex_lock(&s->item_lock);
+    struct item *item = s->free_items;
+    if (item)
+        s->free_items = item->free;
+    pthread_mutex_unlock(&s->item_lock);
+    return item;
+}
+
+/* The datapath process' memory: it may be reused once the slice is back. */
+static void give_back(struct selene_session *s, struct memory *m, uint64_t slice)
+{
+    pthread_mutex_lock(&s->relay_lock);
+    (void)qos_ring_push(&m->relay_release, &slice, 1); /* as many words as it can have given us */
+    pthread_mutex_unlock(&s->relay_lock);
+}
+
+void selene_item_drop(struct selene_session *s, struct item *item)
+{
+    /* pairs with itself: the last one sees that everybody has finished reading */
+    if (qos_sub_acq_rel(&item->references, 1) > 1)
+        return;
+    if (item->slab) {
+        qos_sub_acq_rel(&s->slab_references[item->slab - 1], 1);
+    } else if (item->memory) {
+        give_back(s, item->memory, item->slice);
+        selene_memory_drop(item->memory);
+    }
+    qos_sub_acq_rel(&item->remote->items, 1);
+    pthread_mutex_lock(&s->item_lock);
+    item->free = s->free_items;
+    s->free_items = item;
+    pthread_mutex_unlock(&s->item_lock);
+}
+
+/* ---- Remote sources; remote_lock held ---- */
+
+static struct remote **chain(struct selene_session *s, uint64_t id)
+{
+    return &s->remotes[(id * UINT64_C(0x9e3779b97f4a7c15)) >> 56];
+}
+
+static struct remote *remote_of(struct selene_session *s, uint64_t id)
+{
+    for (struct remote *r = *chain(s, id); r; r = r->next)
+        if (r->id == id)
+            return r;
+    return NULL;
+}
+
+static void remote_free(struct remote *r)
+{
+    for (uint32_t i = 0; i < r->sinks; i++) {
+        qos_sub_acq_rel(&r->inflows[i]->sink->remotes, 1);
+        free(r->inflows[i]);
+    }
+    free(r);
+}
+
+static void expire(struct selene_session *s, uint64_t now)
+{
+    s->expire_ns = now + REMOTE_GRACE_NS / 4;
+    for (uint32_t i = 0; i < 256; i++) {
+        for (struct remote **at = &s->remotes[i]; *at;) {
+            struct remote *r = *at;
+            if (r->closed_ns && now - r->closed_ns > REMOTE_GRACE_NS && qos_load_acquire(&r->items) == 0) {
+                *at = r->next;
+                remote_free(r);
+            } else {
+                at = &r->next;
+            }
+        }
+    }
+}
+
+static bool listed(const struct selene_accept *accept, uint64_t id)
+{
+    for (uint32_t i = 0; i < accept->count; i++)
+        if (accept->entries[i].source == id)
+            return true;
+    return false;
+}
+
+static struct inflow *inflow_of(struct remote *r, const struct selene_sink *sink)
+{
+    for (uint32_t i = 0; i < r->sinks; i++)
+        if (r->inflows[i]->sink == sink)
+            return r->inflows[i];
+    return NULL;
+}
+
+static void accept_one(struct selene_session *s, struct selene_sink *sink, const struct selene_accept_entry *e)
+{
+    struct remote *r = remote_of(s, e->source);
+    if (!r) {
+        r = calloc(1, sizeof *r);
+        if (!r)
+            return;
+        r->id = e->source;
+        r->next = *chain(s, e->source);
+        *chain(s, e->source) = r;
+    }
+    r->address = selene_address(&e->address);
+    r->relayed = e->flags & SELENE_RELAYED;
+    if (r->relayed)
+        qos_store_release(&s->ring_used, true);
+    r->window = e->window;
+    r->closed_ns = 0;
+    if (inflow_of(r, sink) || r->sinks == SELENE_MAX_DESTS)
+        return;
+    struct inflow *flow = calloc(1, sizeof *flow);
+    if (!sink->queue)
+        sink->queue = calloc(SINK_PENDING, sizeof *sink->queue);
+    if (!flow || !sink->queue) {
+        free(flow);
+        return;
+    }
+    flow->sink = sink;
+    r->inflows[r->sinks++] = flow;
+    qos_add_acq_rel(&sink->remotes, 1);
+}
+
+void selene_accept_update(struct selene_session *s, struct selene_sink *sink, const struct selene_accept *accept)
+{
+    uint64_t now = qos_clock_monotonic_ns();
+    pthread_mutex_lock(&s->remote_lock);
+    for (uint32_t i = 0; i < accept->count; i++)
+        accept_one(s, sink, &accept->entries[i]);
+    for (uint32_t i = 0; i < 256; i++)
+        for (struct remote *r = s->remotes[i]; r; r = r->next)
+            if (!r->closed_ns && r->sinks == 1 && r->inflows[0]->sink == sink && !listed(accept, r->id))
+                r->closed_ns = now;
+    expire(s, now);
+    pthread_mutex_unlock(&s->remote_lock);
+    selene_sink_wake(sink);
+}
+
+/* The sink is closed, or all its remote sources are void. Its thread has let go of its items. */
+void selene_remotes_forget(struct selene_session *s, struct selene_sink *sink)
+{
+    pthread_mutex_lock(&s->remote_lock);
+    for (uint32_t i = 0; i < 256; i++) {
+        for (struct remote *r = s->remotes[i]; r; r = r->next) {
+            for (uint32_t k = 0; k < r->sinks; k++) {
+                if (r->inflows[k]->sink != sink)
+                    continue;
+                if (r->sinks == 1)
+                    r->closed_ns = 1;
+                qos_sub_acq_rel(&sink->remotes, 1);
+                free(r->inflows[k]);
+                r->inflows[k] = r->inflows[--r->sinks];
+                break;
+            }
+        }
+    }
+    pthread_mutex_unlock(&s->remote_lock);
+}
+
+/* ---- Credit back to the source ---- */
+
+void selene_credit_send(struct selene_session *s, struct remote *r, uint16_t flags)
+{
+    struct memory *m = s->memory;
+    struct qos_wire w = {.type = QOS_WIRE_CREDIT, .flags = flags, .source = r->id, .credit = qos_load_acquire(&r->taken),
+                         .frag_offset = r->window};
+    uint8_t header[QOS_WIRE_HEADER];
+    qos_store_relaxed(&r->credited, w.credit);
+    qos_frame_encode(header, &w);
+    if (!r->relayed) {
+        struct qos_packet p = {.data = header, .length = sizeof header, .address = r->address};
+        if (m->udp)
+            (void)m->udp->ops->tx(m->udp, &p, 1);
+        return;
+    }
+    uint64_t slice;
+    pthread_mutex_lock(&s->relay_lock);
+    int rc = qos_cache_borrow(m->credit_cache, QOS_WIRE_HEADER, &slice);
+    pthread_mutex_unlock(&s->relay_lock);
+    if (rc < 0)
+        return; /* the source asks again */
+    memcpy(qos_pool_payload(m->pool, slice), header, sizeof header);
+    if (selene_relay_push(s, m, slice, QOS_WIRE_HEADER, SELENE_TO_SOURCE) < 0) {
+        pthread_mutex_lock(&s->relay_lock);
+        (void)qos_cache_drop(m->credit_cache, slice);
+        pthread_mutex_unlock(&s->relay_lock);
+    }
+}
+
+static void credit_taken(struct selene_session *s, struct remote *r, uint32_t value)
+{
+    if ((int32_t)(value - qos_load_relaxed(&r->taken)) > 0)
+        qos_store_release(&r->taken, value);
+    if (qos_load_relaxed(&r->taken) - qos_load_relaxed(&r->credited) >= r->window / 4)
+        selene_credit_send(s, r, 0);
+}
+
+/* A sink begins with a datagram. A reliable source gets credit when the last of the sinks has. */
+void selene_item_taken(struct selene_session *s, struct item *item)
+{
+    if (qos_sub_acq_rel(&item->untaken, 1) == 1 && (item->wire.flags & QOS_WIRE_RELIABLE))
+        credit_taken(s, item->remote, item->wire.credit);
+}
+
+/* ---- Datagrams in; remote_lock held ---- */
+
+struct arrival {
+    uint8_t *data;
+    uint32_t size;
+    const struct qos_address *from; /* NULL: the datapath process has checked it */
+    uint32_t slab;                  /* index + 1, or 0 */
+    uint64_t slice;
+};
+
+/* Queue at the sinks. Whether anybody keeps it. */
+static bool deliver(struct selene_session *s, const struct arrival *a, const struct qos_wire *wire, struct remote *r)
+{
+    struct item *item = r->sinks ? item_new(s) : NULL;
+    if (!item) {
+        for (uint32_t i = 0; i < r->sinks; i++)
+            count(&r->inflows[i]->sink->counters->dropped, wire->count);
+        return false;
+    }
+    item->wire = *wire;
+    item->data = a->data;
+    item->size = a->size;
+    item->slab = a->slab;
+    item->slice = a->slice;
+    item->memory = NULL;
+    item->remote = r;
+    qos_store_relaxed(&item->references, r->sinks);
+    qos_store_relaxed(&item->untaken, r->sinks);
+    qos_add_relaxed(&r->items, 1);
+    if (a->slab) {
+        qos_add_relaxed(&s->slab_references[a->slab - 1], 1);
+    } else {
+        selene_memory_hold(s->memory);
+        item->memory = s->memory;
+    }
+    for (uint32_t i = 0; i < r->sinks; i++) {
+        struct selene_sink *sink = r->inflows[i]->sink;
+        if (selene_sink_queue(sink, item, r->inflows[i])) {
+            selene_sink_notify(sink);
+        } else {
+            count(&sink->counters->dropped, wire->count);
+            selene_item_taken(s, item);
+            selene_item_drop(s, item);
+        }
+    }
+    if (!(wire->flags & QOS_WIRE_RELIABLE))
+        credit_taken(s, r, wire->credit);
+    return true;
+}
+
+/* Check one datagram and hand it on. Whether anybody keeps it. */
+static bool handle(struct selene_session *s, const struct arrival *a)
+{
+    struct qos_wire w;
+    if (qos_frame_decode(a->data, a->size, &w) < 0) {
+        if (a->size > 0) /* empty: a nudge */
+            count(&s->counters->refused, 1);
+        return false;
+    }
+    if (w.type == QOS_WIRE_CREDIT) {
+        selene_credit_arrived(s, &w, a->from);
+        return false;
+    }
+    struct remote *r = remote_of(s, w.source);
+    if (!r) {
+        /* Its announcement was written to the control socket before the source could send; maybe nobody has read it yet. */
+        pthread_mutex_unlock(&s->remote_lock);
+        selene_sync_control(s);
+        pthread_mutex_lock(&s->remote_lock);
+        r = remote_of(s, w.source);
+    }
+    if (!r || (a->from && !qos_address_equal(a->from, &r->address))) {
+        count(&s->counters->refused, 1);
+        return false;
+    }
+    if (w.type == QOS_WIRE_PROBE) {
+        /* what was sent before the probe and has not come is lost: nothing of it waits for a sink */
+        if (qos_load_acquire(&r->items) == 0 && (int32_t)(w.credit - qos_load_relaxed(&r->taken)) > 0)
+            qos_store_release(&r->taken, w.credit);
+        selene_credit_send(s, r, ANSWER_TO_PROBE);
+        return false;
+    }
+    return w.type == QOS_WIRE_DATA && deliver(s, a, &w, r);
+}
+
+/* ---- The socket ---- */
+
+static uint8_t *slab_at(const struct selene_session *s, uint32_t index)
+{
+    return s->slabs + (size_t)index * QOS_POOL_STRIDE;
+}
+
+/* A slab nobody holds, other than `other`; RX_SLABS if all are held. */
+static uint32_t slab_free(struct selene_session *s, uint32_t from, uint32_t other)
+{
+    for (uint32_t i = 0; i < RX_SLABS; i++) {
+        uint32_t index = (from + i) % RX_SLABS;
+        /* acquire: pairs with the decrement in selene_item_drop: its reader is done */
+        if (index != other && qos_load_acquire(&s->slab_references[index]) == 0)
+            return index;
+    }
+    return RX_SLABS;
+}
+
+/* Copy a small reception behind the others in the copy slab. NULL: no slab is free. */
+static uint8_t *copy_small(struct selene_session *s, const uint8_t *data, uint32_t length)
+{
+    uint32_t room = (length + 63) & ~63u;
+    if (qos_load_acquire(&s->slab_references[s->slab]) == 0) {
+        s->slab_used = 0;
+    } else if (s->slab_used + RX_OFFSET + room > QOS_POOL_STRIDE) {
+        uint32_t next = slab_free(s, s->slab + 1, s->staging);
+        if (next == RX_SLABS)
+            return NULL;
+        s->slab = next;
+        s->slab_used = 0;
+    }
+    uint8_t *at = slab_at(s, s->slab) + s->slab_used + RX_OFFSET;
+    s->slab_used += 64 + room;
+    memcpy(at, data, length);
+    return at;
+}
+
+static int take_packet(struct selene_session *s, const struct qos_packet *p)
+{
+    struct arrival a = {.from = &p->address, .slab = s->staging + 1};
+    uint8_t *data = p->data;
+    if (p->length <= RX_COPYBREAK) {
+        uint8_t *copy = copy_small(s, data, p->length);
+        if (copy) {
+            data = copy;
+            a.slab = s->slab + 1;
+        }
+    }
+    uint32_t step = p->segment ? p->segment : p->length;
+    int kept = 0;
+    pthread_mutex_lock(&s->remote_lock);
+    for (uint32_t at = 0; at < p->length || at == 0; at += step) {
+        a.data = data + at;
+        a.size = p->length - at < step ? p->length - at : step;
+        kept += handle(s, &a);
+        if (step == 0)
+            break;
+    }
+    pthread_mutex_unlock(&s->remote_lock);
+    return kept;
+}
+
+/* A buffer for the next reception: the staging slab, or another if messages in it are held. */
+static bool stage(struct selene_session *s, struct qos_packet *p)
+{
+    if (qos_load_acquire(&s->slab_references[s->staging]) != 0) {
+        uint32_t next = slab_free(s, s->staging + 1, s->slab);
+        if (next == RX_SLABS)
+            return false;
+        s->staging = next;
+    }
+    p->data = slab_at(s, s->staging) + RX_OFFSET;
+    p->length = QOS_POOL_STRIDE - RX_OFFSET;
+    return true;
+}
+
+static int receive_socket(struct selene_session *s, uint64_t timeout_ns)
+{
+    struct qos_datapath *udp = s->memory->udp;
+    struct qos_packet p;
+    if (!udp || !stage(s, &p))
+        return 0;
+    int n = timeout_ns ? udp->ops->rx_wait(udp, &p, timeout_ns) : udp->ops->rx(udp, &p, 1);
+    return n == 1 ? take_packet(s, &p) : 0;
+}
+
+/* ---- The receive ring ---- */
+
+static int receive_ring(struct selene_session *s)
+{
+    struct memory *m = s->memory;
+    uint64_t words[2];
+    int kept = 0;
+    for (int i = 0; i < RELAY_BURST && qos_ring_peek(&m->relay_rx) >= 2 && qos_ring_pop(&m->relay_rx, words, 2) == 2; i++) {
+        struct arrival a = {.size = (uint32_t)words[1], .slice = words[0]};
+        a.data = qos_slice_locate(&m->rx, a.slice, a.size, 0);
+        bool keep = false;
+        if (a.data) {
+            pthread_mutex_lock(&s->remote_lock);
+            keep = handle(s, &a);
+            pthread_mutex_unlock(&s->remote_lock);
+        }
+        kept += keep;
+        if (!keep)
+            give_back(s, m, a.slice);
+    }
+    return kept;
+}
+
+static bool ring_ready(struct memory *m)
+{
+    return qos_ring_peek(&m->relay_rx) != 0 || qos_ring_peek(&m->relay_done) != 0;
+}
+
+/* Sleep until the ring or the socket may have something. */
+static void sleep_for_ring(struct selene_session *s, uint64_t timeout_ns)
+{
+    struct memory *m = s->memory;
+    _Atomic uint32_t *waiting = (_Atomic uint32_t *)&m->page->waiting;
+    struct timespec ts = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
+    uint32_t how = m->udp ? SELENE_WAIT_FD : SELENE_WAIT_FUTEX;
+    atomic_store_explicit(waiting, how, memory_order_relaxed);
+    /* pairs with the fence in selened-dp after it has pushed: either it sees that we sleep, or we see its words */
+    qos_fence_seq_cst();
+    if (!ring_ready(m)) {
+        if (how == SELENE_WAIT_FUTEX) {
+            (void)qos_futex_wait(waiting, SELENE_WAIT_FUTEX, timeout_ns);
+        } else {
+            struct pollfd p[2] = {{m->doorbell, POLLIN, 0}, {m->udp->ops->wait_fd(m->udp), POLLIN, 0}};
+            if (ppoll(p, 2, &ts, NULL) > 0 && p[0].revents) {
+                char drop[64];
+                while (recv(m->doorbell, drop, sizeof drop, MSG_DONTWAIT) > 0)
+                    ;
+            }
+        }
+    }
+    atomic_store_explicit(waiting, SELENE_AWAKE, memory_order_relaxed);
+}
+
+/* Take what has arrived; wait up to timeout_ns if nothing has. The caller is the receiver. How many datagrams were queued. */
+int selene_receive(struct selene_session *s, uint64_t timeout_ns)
+{
+    struct memory *m = s->memory;
+    if (!qos_load_relaxed(&s->ring_used) && m->udp)
+        return receive_socket(s, timeout_ns);
+    int kept = receive_socket(s, 0) + receive_ring(s);
+    if (kept > 0 || timeout_ns == 0 || qos_ring_peek(&m->relay_done) != 0)
+        return kept;
+    sleep_for_ring(s, timeout_ns);
+    return receive_socket(s, 0) + receive_ring(s);
+}
+
+int selene_receive_init(struct selene_session *s)
+{
+    s->items = calloc(RX_ITEMS, sizeof *s->items);
+    void *slabs = mmap(NULL, (size_t)RX_SLABS * QOS_POOL_STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (!s->items || slabs == MAP_FAILED) {
+        free(s->items);
+        return -ENOMEM;
+    }
+    s->slabs = slabs;
+    s->slab = 1;
+    for (uint32_t i = 0; i < RX_ITEMS; i++)
+        s->items[i].free = i + 1 < RX_ITEMS ? &s->items[i + 1] : NULL;
+    s->free_items = s->items;
+    return 0;
+}
+
+void selene_receive_free(struct selene_session *s)
+{
+    for (uint32_t i = 0; i < 256; i++) {
+        while (s->remotes[i]) {
+            struct remote *r = s->remotes[i];
+            s->remotes[i] = r->next;
+            for (uint32_t k = 0; k < r->sinks; k++)
+                free(r->inflows[k]);
+            free(r);
+        }
+    }
+    free(s->items);
+    munmap(s->slabs, (size_t)RX_SLABS * QOS_POOL_STRIDE);
+}

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * How a sink's thread sleeps. The cheapest way that covers all a message may come from:
+ *
+ *   one local source, nothing remote   on the bell of the producer: it wakes all its sinks with one call
+ *   only remote sources                as the receiver, in the kernel's receive call; or behind the one that is
+ *   anything else                      poll over the sink's eventfd, the socket and the doorbell
+ *
+ * Each sleep is preceded by a fence and a look, and each waker looks after a fence: one of the two sees the other. Nobody sleeps longer
+ * than 100 ms at a time.
+ */
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+void selene_edges_wait(struct selene_sink *sink, uint32_t how)
+{
+    for (uint32_t i = 0; i < sink->edge_count; i++)
+        qos_store_relaxed(&sink->edges[i]->shm.link->waiting, how);
+}
+
+static void sleep_on_bell(struct selene_sink *sink, uint64_t timeout_ns)
+{
+    struct edge_in *edge = sink->edges[0];
+    const _Atomic uint32_t *bell = (const _Atomic uint32_t *)(const void *)edge->view->base;
+    sink->bell = bell;
+    uint32_t before = qos_load_relaxed(bell);
+    qos_store_relaxed(&sink->sleeping, SLEEP_BELL);
+    selene_edges_wait(sink, QOS_SHM_ON_BELL);
+    qos_fence_seq_cst(); /* pairs with the fence in source.c's wake_sinks */
+    if (!selene_sink_ready(sink))
+        (void)qos_futex_wait(bell, before, timeout_ns);
+    selene_edges_wait(sink, QOS_SHM_AWAKE);
+    qos_store_relaxed(&sink->sleeping, AWAKE);
+}
+
+static void sleep_as_receiver(struct selene_sink *sink, uint64_t timeout_ns)
+{
+    qos_store_relaxed(&sink->sleeping, SLEEP_RECEIVER);
+    qos_fence_seq_cst();
+    if (!selene_sink_ready(sink))
+        (void)selene_receive(sink->session, timeout_ns);
+    qos_store_relaxed(&sink->sleeping, AWAKE);
+    selene_receiver_leave(sink->session);
+}
+
+static void sleep_behind_receiver(struct selene_sink *sink, uint64_t timeout_ns)
+{
+    struct selene_session *s = sink->session;
+    uint32_t before = qos_load_acquire(&s->turn);
+    qos_add_acq_rel(&s->followers, 1);
+    qos_store_relaxed(&sink->sleeping, SLEEP_TURN);
+    qos_fence_seq_cst(); /* pairs with the fences in selene_sink_notify and selene_next_turn */
+    if (!selene_sink_ready(sink) && qos_load_acquire(&s->receiving))
+        (void)qos_futex_wait(&s->turn, before, timeout_ns);
+    qos_store_relaxed(&sink->sleeping, AWAKE);
+    qos_sub_acq_rel(&s->followers, 1);
+}
+
+static void sleep_on_fds(struct selene_sink *sink, uint64_t timeout_ns)
+{
+    struct selene_session *s = sink->session;
+    struct memory *m = s->memory;
+    bool remote = qos_load_relaxed(&sink->remotes) > 0, ring = remote && qos_load_relaxed(&s->ring_used);
+    struct pollfd p[3] = {{sink->event_fd, POLLIN, 0}, {-1, POLLIN, 0}, {-1, POLLIN, 0}};
+    if (remote && m->udp)
+        p[1].fd = m->udp->ops->wait_fd(m->udp);
+    if (ring) {
+        p[2].fd = m->doorbell;
+        __atomic_store_n(&m->page->waiting, SELENE_WAIT_FD, __ATOMIC_RELAXED);
+    }
+    qos_store_relaxed(&sink->sleeping, SLEEP_FD);
+    selene_edges_wait(sink, QOS_SHM_ON_FD);
+    qos_fence_seq_cst(); /* pairs with the fences of producers, receiver and datapath process */
+    struct timespec ts = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
+    if (!selene_sink_ready(sink) && ppoll(p, 3, &ts, NULL) > 0) {
+        uint64_t drop;
+        char bell[64];
+        if (p[0].revents && read(sink->event_fd, &drop, sizeof drop) < 0)
+            p[0].revents = 0;
+        if (p[2].revents && recv(m->doorbell, bell, sizeof bell, MSG_DONTWAIT) < 0)
+            p[2].revents = 0;
+    }
+    selene_edges_wait(sink, QOS_SHM_AWAKE);
+    qos_store_relaxed(&sink->sleeping, AWAKE);
+}
+
+void selene_sink_sleep(struct selene_sink *sink, uint64_t timeout_ns)
+{
+    if (timeout_ns > SLICE_SLEEP_NS)
+        timeout_ns = SLICE_SLEEP_NS;
+    bool remote = qos_load_relaxed(&sink->remotes) > 0;
+    if (!remote && sink->edge_count == 1)
+        sleep_on_bell(sink, timeout_ns);
+    else if (!remote || sink->edge_count > 0)
+        sleep_on_fds(sink, timeout_ns);
+    else if (selene_receiver_enter(sink->session))
+        sleep_as_receiver(sink, timeout_ns);
+    else
+        sleep_behind_receiver(sink, timeout_ns);
+}

@@ -1,0 +1,435 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The remote side of a source: one datagram per message while it is idle, batches while messages come faster than they can be sent.
+ *
+ * A batch is one buffer of equal segments (the last may be shorter), each a datagram of its own with header and records, sent with one
+ * call. It is closed when it is full, at flush, before a thread of the session sleeps, and by the service thread 20 us after it was
+ * opened. Credit is counted per destination in bytes as the receiving kernel books them.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define PROBE_NS 1000000u
+#define SEND_WAIT_MS 20
+
+static uint32_t credit_left(const struct dest *d, uint32_t pending)
+{
+    /* acquire: pairs with the release in selene_credit_arrived */
+    uint32_t under_way = d->sent + pending - qos_load_acquire(&d->acked);
+    uint32_t window = qos_load_relaxed(&d->window);
+    return under_way < window ? window - under_way : 0;
+}
+
+/* A datagram larger than the whole window passes when nothing else is under way. */
+static bool credit_for(const struct dest *d, uint32_t pending, uint32_t cost)
+{
+    return credit_left(d, pending) >= cost || d->sent + pending == qos_load_acquire(&d->acked);
+}
+
+static uint32_t message_cost(uint32_t size)
+{
+    return qos_frame_cost(QOS_WIRE_OVERHEAD + size);
+}
+
+bool selene_has_credit(struct selene_source *source, uint32_t size)
+{
+    uint32_t cost = message_cost(size), pending = source->batch.cost;
+    if (source->relayed && !credit_for(&source->relay, pending, cost))
+        return false;
+    for (uint32_t i = 0; i < source->dest_count; i++)
+        if (!credit_for(&source->dests[i], pending, cost))
+            return false;
+    return true;
+}
+
+void selene_credit_arrived(struct selene_session *s, const struct qos_wire *wire, const struct qos_address *from)
+{
+    for (struct selene_source *x = s->sending; x; x = x->next_sending) {
+        if (x->endpoint.id != wire->source)
+            continue;
+        struct dest *d = x->relayed && !from ? &x->relay : NULL;
+        for (uint32_t i = 0; from && i < x->dest_count; i++)
+            if (qos_address_equal(&x->dests[i].address, from))
+                d = &x->dests[i];
+        if (!d)
+            return;
+        uint32_t acked = qos_load_relaxed(&d->acked);
+        if ((int32_t)(wire->credit - acked) > 0 && (int32_t)(d->sent - wire->credit) >= 0)
+            qos_store_release(&d->acked, wire->credit);
+        return;
+    }
+}
+
+/* ---- Datagrams out ---- */
+
+static void outcome(struct selene_source *source, uint64_t first, uint32_t n, int value)
+{
+    for (uint32_t i = 0; i < n; i++)
+        source->outcomes[(first + i) % SELENE_OUTCOMES] = (int16_t)value;
+}
+
+static void patch_credit(uint8_t *data, uint32_t used, uint32_t segment, struct dest *d)
+{
+    for (uint32_t at = 0; at < used; at += segment) {
+        uint32_t size = used - at < segment ? used - at : segment;
+        d->sent += qos_frame_cost(size);
+        qos_frame_set_credit(data + at, d->sent);
+    }
+}
+
+/* One packet to one destination: 0, or a negative errno. The kernel's send buffer may be full: a reliable source waits for room. */
+static int send_packet(struct selene_source *source, struct qos_packet *p)
+{
+    struct qos_datapath *udp = source->memory->udp;
+    for (int tries = 0;; tries++) {
+        int n = udp->ops->tx(udp, p, 1);
+        if (n == 1)
+            return -p->error;
+        if (!source->stream->options.delivery || tries > 50)
+            return -ENOBUFS;
+        struct pollfd wait = {udp->ops->wait_fd(udp), POLLOUT, 0};
+        (void)poll(&wait, 1, SEND_WAIT_MS);
+    }
+}
+
+/* Send `used` bytes of equal segments to every destination of a direct session. The first error, or 0. */
+static int send_direct(struct selene_source *source, uint8_t *data, uint32_t used, uint32_t segment, uint32_t messages, uint32_t cost)
+{
+    struct qos_datapath *udp = source->memory->udp;
+    int error = 0;
+    for (uint32_t i = 0; i < source->dest_count; i++) {
+        struct dest *d = &source->dests[i];
+        if (!source->stream->options.delivery && !credit_for(d, 0, cost)) {
+            count(&source->counters->dropped, messages);
+            error = -ENOBUFS;
+            continue;
+        }
+        uint32_t before = d->sent;
+        patch_credit(data, used, segment, d);
+        struct qos_packet p = {.data = data, .length = used, .address = d->address};
+        int rc = 0;
+        if (used <= segment || (udp->capabilities & QOS_CAP_SEGMENTATION)) {
+            p.segment = used > segment ? (uint16_t)segment : 0;
+            rc = send_packet(source, &p);
+        } else {
+            for (uint32_t at = 0; at < used && rc == 0; at += segment) {
+                p = (struct qos_packet){.data = data + at, .length = used - at < segment ? used - at : segment, .address = d->address};
+                rc = send_packet(source, &p);
+            }
+        }
+        if (rc < 0) {
+            d->sent = before;
+            count(&source->counters->failed, messages);
+            error = rc;
+            continue;
+        }
+        count(&source->counters->datagrams, (used + segment - 1) / segment);
+    }
+    return error;
+}
+
+/* Tell the datapath process, if it sleeps. */
+static void wake_datapath(struct memory *m)
+{
+    /* pairs with the fence in selened-dp before it sleeps: either it sees our words, or we see that it sleeps */
+    qos_fence_seq_cst();
+    if (__atomic_load_n(&m->page->dp_sleeping, __ATOMIC_RELAXED)) {
+        uint64_t one = 1;
+        ssize_t ignored = write(m->wake_fd, &one, sizeof one);
+        (void)ignored;
+    }
+}
+
+int selene_relay_push(struct selene_session *s, struct memory *m, uint64_t slice, uint32_t length, uint32_t kind)
+{
+    uint64_t words[2] = {slice, (uint64_t)length | (uint64_t)kind << 32};
+    pthread_mutex_lock(&s->relay_lock);
+    int rc = m->outstanding < RELAY_OUTSTANDING ? qos_ring_push(&m->relay_tx, words, 2) : -EAGAIN;
+    if (rc == 0)
+        m->outstanding++;
+    pthread_mutex_unlock(&s->relay_lock);
+    if (rc == 0)
+        wake_datapath(m);
+    return rc;
+}
+
+/* Slices the datapath process has sent: hand each to its source, whose thread frees it. */
+void selene_relay_done(struct selene_session *s, struct memory *m)
+{
+    pthread_mutex_lock(&s->remote_lock);
+    pthread_mutex_lock(&s->relay_lock);
+    uint64_t words[2];
+    while (qos_ring_peek(&m->relay_done) >= 2 && qos_ring_pop(&m->relay_done, words, 2) == 2) {
+        if (m->outstanding)
+            m->outstanding--;
+        struct selene_source *x = s->sending;
+        while (x && !(x->memory == m && x->cache && qos_cache_owns(x->cache, words[0])))
+            x = x->next_sending;
+        uint32_t n = x ? qos_load_relaxed(&x->returned_count) : 0;
+        if (x && n + 2 <= 2 * RELAY_OUTSTANDING) {
+            x->returned[n] = words[0];
+            x->returned[n + 1] = words[1];
+            qos_store_release(&x->returned_count, n + 2);
+        } else if (m->credit_cache) {
+            (void)qos_cache_drop(m->credit_cache, words[0]);
+        }
+    }
+    pthread_mutex_unlock(&s->relay_lock);
+    pthread_mutex_unlock(&s->remote_lock);
+}
+
+/* Hand segments to the datapath process: how many it took. */
+static uint32_t send_relayed(struct selene_source *source, uint64_t slice, uint8_t *data, uint32_t offset, uint32_t used, uint32_t segment)
+{
+    uint32_t pushed = 0;
+    patch_credit(data, used, segment, &source->relay);
+    for (uint32_t at = 0; at < used; at += segment) {
+        uint32_t size = used - at < segment ? used - at : segment;
+        uint64_t part = qos_slice_make(qos_slice_buffer(slice), offset + at, qos_slice_slot(slice), qos_slice_generation(slice));
+        if (selene_relay_push(source->session, source->memory, part, size, SELENE_TO_ROUTE) < 0) {
+            selene_relay_done(source->session, source->memory);
+            if (selene_relay_push(source->session, source->memory, part, size, SELENE_TO_ROUTE) < 0)
+                break;
+        }
+        pushed++;
+    }
+    count(&source->counters->datagrams, pushed);
+    return pushed;
+}
+
+/* ---- Batches ---- */
+
+static void close_segment(struct selene_source *source)
+{
+    struct batch *b = &source->batch;
+    if (b->count == 0)
+        return;
+    struct qos_wire w = {
+        .type = QOS_WIRE_DATA,
+        .flags = source->stream->options.delivery ? QOS_WIRE_RELIABLE : 0,
+        .count = (uint16_t)b->count,
+        .length = (uint16_t)(b->used - b->start - QOS_WIRE_HEADER),
+        .stream = source->stream->options.stream,
+        .channel = source->endpoint.channel,
+        .source = source->endpoint.id,
+        .sequence = b->first + b->messages - b->count,
+        .send_ns = b->send_ns,
+        .epoch = source->epoch,
+    };
+    qos_frame_encode(b->data + b->start, &w);
+}
+
+int selene_flush_locked(struct selene_source *source)
+{
+    struct batch *b = &source->batch;
+    if (b->opened_ns == 0)
+        return 0;
+    close_segment(source);
+    uint64_t begin = qos_clock_monotonic_ns();
+    int rc = send_direct(source, b->data, b->used, b->segment, b->messages, b->cost);
+    uint32_t references = 0;
+    if (source->relayed) {
+        references = send_relayed(source, b->slice, b->data, QOS_POOL_HEADROOM, b->used, b->segment);
+        if (references < (b->used + b->segment - 1) / b->segment) {
+            count(&source->counters->dropped, b->messages);
+            rc = -ENOBUFS;
+        }
+        if (references > 0) {
+            (void)qos_cache_emit(source->cache, b->slice, references);
+            b->data = NULL;
+        }
+    }
+    if (rc < 0)
+        outcome(source, b->first, b->messages, rc);
+    else if (!source->relayed)
+        outcome(source, b->first, b->messages, 1);
+    b->opened_ns = 0;
+    b->cost = 0;
+    qos_sub_acq_rel(&source->session->open_batches, 1);
+    source->last_send_ns = qos_clock_monotonic_ns();
+    source->send_cost_ns = source->last_send_ns - begin;
+    return rc;
+}
+
+uint64_t selene_flush_session(struct selene_session *s, uint64_t min_age_ns)
+{
+    uint64_t next = UINT64_MAX;
+    if (qos_load_acquire(&s->open_batches) == 0)
+        return next;
+    pthread_mutex_lock(&s->lock);
+    uint64_t now = qos_clock_monotonic_ns();
+    for (struct selene_source *x = s->sources; x; x = x->next) {
+        /* whoever holds the lock is about to send anyway */
+        if (pthread_mutex_trylock(&x->batch_lock) != 0)
+            continue;
+        if (x->batch.opened_ns) {
+            uint64_t age = now - x->batch.opened_ns;
+            if (age >= min_age_ns)
+                (void)selene_flush_locked(x);
+            else if (min_age_ns - age < next)
+                next = min_age_ns - age;
+        }
+        pthread_mutex_unlock(&x->batch_lock);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return next;
+}
+
+/* Open a batch for messages of about this size. Equal segments: as many whole records as fit, so that equal messages waste nothing. */
+static int batch_open(struct selene_source *source, uint32_t size, uint64_t now)
+{
+    struct batch *b = &source->batch;
+    if (!b->data) {
+        int rc = qos_cache_borrow(source->cache, QOS_POOL_PAYLOAD, &b->slice);
+        if (rc < 0)
+            return rc;
+        b->data = qos_pool_payload(source->memory->pool, b->slice);
+    }
+    uint32_t record = qos_frame_record_size(size);
+    b->segment = QOS_WIRE_HEADER + (source->segment_limit - QOS_WIRE_HEADER) / record * record;
+    b->used = b->start = b->count = b->messages = 0;
+    b->cost = 0;
+    b->opened_ns = now;
+    struct selene_session *s = source->session;
+    qos_store_relaxed(&s->last_batch_ns, now);
+    qos_add_acq_rel(&s->open_batches, 1);
+    /* pairs with the fence in service.c's next_due */
+    qos_fence_seq_cst();
+    if (!qos_load_relaxed(&s->timer_awake) && !qos_exchange_acq_rel(&s->timer_awake, 1))
+        selene_kick(s);
+    return 0;
+}
+
+/* Append if it fits: 0, or -ENOSPC. */
+static int batch_append(struct selene_source *source, const uint8_t *payload, uint32_t size, uint64_t sent_ns, uint64_t sequence)
+{
+    struct batch *b = &source->batch;
+    uint32_t record = qos_frame_record_size(size);
+    if (b->count > 0 && b->used - b->start + record > b->segment) {
+        uint32_t next = b->start + b->segment;
+        if (QOS_WIRE_HEADER + record > b->segment || next + b->segment > BATCH_BYTES || next / b->segment >= BATCH_SEGMENTS)
+            return -ENOSPC;
+        close_segment(source);
+        b->start = b->used = next;
+        b->count = 0;
+    }
+    if (b->count == 0) {
+        if (QOS_WIRE_HEADER + record > b->segment)
+            return -ENOSPC;
+        b->used = b->start + QOS_WIRE_HEADER;
+        b->send_ns = sent_ns;
+        b->cost += QOS_WIRE_SKB_COST + b->segment;
+    }
+    if (b->messages == 0)
+        b->first = sequence;
+    uint64_t delta = sent_ns - b->send_ns;
+    qos_frame_put_record(b->data + b->used, size, delta < UINT32_MAX ? (uint32_t)delta : UINT32_MAX);
+    memcpy(b->data + b->used + QOS_WIRE_RECORD, payload, size);
+    b->used += record;
+    b->count++;
+    b->messages++;
+    source->outcomes[sequence % SELENE_OUTCOMES] = 0;
+    return 0;
+}
+
+/* ---- One message ---- */
+
+static int send_alone(struct selene_source *source, uint64_t slice, uint8_t *payload, uint32_t size, uint64_t sent_ns, uint64_t sequence,
+                      uint64_t now)
+{
+    uint8_t *header = payload - QOS_WIRE_OVERHEAD;
+    struct qos_wire w = {
+        .type = QOS_WIRE_DATA,
+        .flags = source->stream->options.delivery ? QOS_WIRE_RELIABLE : 0,
+        .count = 1,
+        .length = (uint16_t)(QOS_WIRE_RECORD + size),
+        .stream = source->stream->options.stream,
+        .channel = source->endpoint.channel,
+        .source = source->endpoint.id,
+        .sequence = sequence,
+        .send_ns = sent_ns,
+        .epoch = source->epoch,
+    };
+    qos_frame_encode(header, &w);
+    qos_frame_put_record(header + QOS_WIRE_HEADER, size, 0);
+    uint32_t length = QOS_WIRE_OVERHEAD + size;
+    int rc = send_direct(source, header, length, length, 1, qos_frame_cost(length));
+    int references = 0;
+    if (source->relayed) {
+        if (!source->stream->options.delivery && !credit_for(&source->relay, 0, qos_frame_cost(length))) {
+            count(&source->counters->dropped, 1);
+            rc = -ENOBUFS;
+        } else if (send_relayed(source, slice, header, qos_slice_offset(slice) - QOS_WIRE_OVERHEAD, length, length) == 1) {
+            references = 1;
+        } else {
+            count(&source->counters->dropped, 1);
+            rc = -ENOBUFS;
+        }
+    }
+    source->outcomes[sequence % SELENE_OUTCOMES] = (int16_t)(rc < 0 ? rc : references == 0);
+    source->last_send_ns = qos_clock_monotonic_ns();
+    source->send_cost_ns = source->last_send_ns - now;
+    return references;
+}
+
+int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *payload, uint32_t size, uint64_t sent_ns, uint64_t sequence)
+{
+    uint64_t now = qos_clock_monotonic_ns();
+    struct batch *b = &source->batch;
+    int rc;
+    pthread_mutex_lock(&source->batch_lock);
+    if (b->opened_ns == 0) {
+        /* idle when the last send was over for longer than a fraction of what a send takes: then a batch would only add latency */
+        uint64_t idle = source->send_cost_ns / 4 < BATCH_IDLE_MAX_NS ? source->send_cost_ns / 4 : BATCH_IDLE_MAX_NS;
+        bool flood = source->stream->options.coalesce && now - source->last_send_ns < idle;
+        if (!flood || QOS_WIRE_OVERHEAD + ((size + 7) & ~7u) > source->segment_limit || batch_open(source, size, now) < 0) {
+            rc = send_alone(source, slice, payload, size, sent_ns, sequence, now);
+            pthread_mutex_unlock(&source->batch_lock);
+            return rc;
+        }
+    }
+    rc = batch_append(source, payload, size, sent_ns, sequence);
+    if (rc < 0) {
+        (void)selene_flush_locked(source);
+        rc = QOS_WIRE_OVERHEAD + ((size + 7) & ~7u) <= source->segment_limit && batch_open(source, size, now) == 0
+                 ? batch_append(source, payload, size, sent_ns, sequence)
+                 : send_alone(source, slice, payload, size, sent_ns, sequence, now);
+    } else if (now - b->opened_ns >= BATCH_TIMER_NS) {
+        (void)selene_flush_locked(source);
+    }
+    pthread_mutex_unlock(&source->batch_lock);
+    return rc;
+}
+
+void selene_probe(struct selene_source *source)
+{
+    uint64_t now = qos_clock_monotonic_ns();
+    if (now - source->probe_ns < PROBE_NS)
+        return;
+    bool first = source->probe_ns == 0;
+    source->probe_ns = now;
+    if (first)
+        return; /* credit usually comes by itself */
+    struct qos_wire w = {.type = QOS_WIRE_PROBE, .stream = source->stream->options.stream, .channel = source->endpoint.channel,
+                         .source = source->endpoint.id, .sequence = source->sequence, .epoch = source->epoch};
+    uint8_t header[QOS_WIRE_HEADER];
+    pthread_mutex_lock(&source->batch_lock);
+    for (uint32_t i = 0; i < source->dest_count; i++) {
+        w.credit = source->dests[i].sent;
+        qos_frame_encode(header, &w);
+        struct qos_packet p = {.data = header, .length = sizeof header, .address = source->dests[i].address};
+        (void)send_packet(source, &p);
+    }
+    uint64_t slice;
+    if (source->relayed && qos_cache_borrow(source->cache, QOS_WIRE_HEADER, &slice) == 0) {
+        w.credit = source->relay.sent;
+        qos_frame_encode(qos_pool_payload(source->memory->pool, slice), &w);
+        int rc = selene_relay_push(source->session, source->memory, slice, QOS_WIRE_HEADER, SELENE_TO_ROUTE);
+        (void)qos_cache_emit(source->cache, slice, rc == 0);
+    }
+    pthread_mutex_unlock(&source->batch_lock);
+}

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`selene info`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from selene.commands import common
+
+from libqos import cli
+
+
+@cli.command("info")
+@click.option(
+    "--kind", type=click.Choice(["daemon", "peer", "session", "stream", "source", "sink"]), help="Only records of a kind."
+)
+@common.options
+def command(kind: str | None, socket_path: str, output_format: str) -> None:
+    """What the daemon is serving: peers, sessions, streams, sources, sinks.
+
+    One record each. A session's `path` is direct or relayed, and `why` says why; a peer's `state` is connected or
+    connecting, and `reason` says what is wrong.
+    """
+    records = common.ask(socket_path, "info")
+    if kind is not None:
+        records = [record for record in records if record["kind"] == kind]
+    if output_format == "table":
+        records = [_for_person(record) for record in records]
+    common.show(records, output_format)
+
+
+def _for_person(record: dict[str, Any]) -> dict[str, Any]:
+    """Without what does not fit into a line: the configuration is in the JSON."""
+    return {key: value for key, value in record.items() if key != "config"}
