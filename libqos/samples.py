@@ -130,7 +130,8 @@ class Sequence:
     """Losses from gaps in sequence numbers, in constant memory.
 
     A number that comes late is no longer lost; one that comes twice is a duplicate. A step back by more than
-    REORDER_WINDOW is a source that started again. Of one gap at most 65,536 numbers are remembered one by one."""
+    REORDER_WINDOW is a source that started again. Some 100,000 missing numbers are remembered; of older
+    ones only how many."""
 
     lost: int = 0
     duplicates: int = 0
@@ -145,8 +146,8 @@ class Sequence:
         elif number > expected:
             self.lost += number - expected
             self._missing.update(dict.fromkeys(range(max(expected, number - _MAX_MISSING), number)))
-            while len(self._missing) > _MAX_MISSING:
-                del self._missing[next(iter(self._missing))]
+            if len(self._missing) > 2 * _MAX_MISSING:  # seldom, and then half of it: the cost per gap stays the same
+                self._missing = dict.fromkeys(list(self._missing)[-_MAX_MISSING:])
             self._next = number + 1
         elif number in self._missing:
             del self._missing[number]

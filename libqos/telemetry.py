@@ -224,6 +224,8 @@ class Reader:
     def integer(self, record: Record, key: str) -> int:
         """The integer under `key` of the record given last; raises TelemetryError naming what was found."""
         value = record.get(key)
+        if type(value) is float and value.is_integer() and abs(value) < 1 << 63:
+            return int(value)  # jq writes 1000000000000000000 as 1e18
         if type(value) is not int:
             found = "nothing" if key not in record else _shown(json.dumps(value))
             raise self.error(f"{key}: found {found}, accepted an integer (record of kind {record['kind']!r})")

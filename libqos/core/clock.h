@@ -19,6 +19,15 @@ uint64_t qos_clock_realtime_ns(void);
 uint64_t qos_clock_tai_ns(void); /* equal to realtime while nobody (ptp4l, chrony) has told the kernel the TAI offset */
 uint64_t qos_clock_monotonic_ns(void);
 
+/*
+ * Unix time for stamping messages, some 100 ns off at most. Where the kernel's own clock source is the processor's time-stamp counter
+ * this reads that counter, without the ordering that makes clock_gettime wait for every memory access under way; elsewhere it is
+ * qos_clock_realtime_ns. Whoever stamps much calls qos_clock_stamp_calibrate some ten times a second; until the second call, and
+ * when the last one is seconds ago, the kernel's clock is read.
+ */
+uint64_t qos_clock_stamp_ns(void);
+void qos_clock_stamp_calibrate(void);
+
 /* Read any clock by its clockid (CLOCK_* of time.h, or of a PHC). 0, or -EINVAL, -ENODEV (the PHC has gone). */
 int qos_clock_read(int32_t clockid, uint64_t *now_ns);
 

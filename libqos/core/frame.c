@@ -92,7 +92,9 @@ int qos_frame_decode(const uint8_t *data, uint32_t size, struct qos_wire *w)
     if (w->count == 0 || w->length < (uint32_t)w->count * QOS_WIRE_RECORD)
         return -EPROTO;
     if (w->flags & QOS_WIRE_FRAGMENT) {
-        if (w->count != 1 || w->frag_offset >= w->frag_total || w->length - (uint32_t)QOS_WIRE_RECORD > w->frag_total - w->frag_offset + 7)
+        /* its record may be padded by up to 7 bytes; qos_frame_next looks at the exact length */
+        if (w->count != 1 || w->frag_offset >= w->frag_total ||
+            w->length - (uint32_t)QOS_WIRE_RECORD > (uint64_t)(w->frag_total - w->frag_offset) + 7)
             return -EPROTO;
     } else if (w->frag_total != 0 || w->frag_offset != 0) {
         return -EPROTO;
@@ -137,6 +139,8 @@ int qos_frame_next(const uint8_t *data, const struct qos_wire *wire, uint32_t *o
     uint32_t size = le32toh(r.length);
     /* the last record need not be padded */
     if (size > left - sizeof r)
+        return -EPROTO;
+    if (wire->flags & QOS_WIRE_FRAGMENT && size > wire->frag_total - wire->frag_offset)
         return -EPROTO;
     *payload = data + QOS_WIRE_HEADER + *offset + sizeof r;
     *length = size;

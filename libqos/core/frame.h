@@ -6,7 +6,7 @@
  *   0  u16 magic      0x4553, "SE" on the wire
  *   2  u8  version    1
  *   3  u8  type       QOS_WIRE_DATA, _CREDIT, _PROBE, _MARKER
- *   4  u16 flags      QOS_WIRE_RELIABLE, _LAUNCH, _FRAGMENT, _RELAYED
+ *   4  u16 flags      QOS_WIRE_RELIABLE, _LAUNCH, _FRAGMENT, _RELAYED, _ANSWER
  *   6  u16 count      records in this datagram (0 unless DATA)
  *   8  u16 length     bytes of records after the header; what follows is padding (equal GSO segments) and ignored
  *  10  u16 reserved   0
@@ -17,7 +17,7 @@
  *  40  u64 send_ns    Unix time of the first record's emit
  *  48  u64 launch_ns  TAI instant this datagram must leave at; 0: none
  *  56  u32 epoch      path epoch of the source; changes when the path does
- *  60  u32 credit     DATA, PROBE: cost of all datagrams sent on this path, this one included, modulo 2^32.
+ *  60  u32 credit     DATA: cost of all datagrams sent on this path, this one included, modulo 2^32. PROBE: the same value again.
  *                     CREDIT: the highest such value the sink has taken in
  *  64  u32 frag_offset  FRAGMENT: offset of this part; CREDIT: the window in bytes
  *  68  u32 frag_total   FRAGMENT: size of the whole message; otherwise 0
@@ -29,7 +29,9 @@
 #ifndef QOS_FRAME_H
 #define QOS_FRAME_H
 
+#ifndef QOS_CDEF
 #include <stdint.h>
+#endif
 
 #define QOS_WIRE_MAGIC 0x4553
 #define QOS_WIRE_VERSION 1
@@ -47,6 +49,7 @@ enum qos_wire_flag {
     QOS_WIRE_LAUNCH = 2,   /* launch_ns is valid */
     QOS_WIRE_FRAGMENT = 4, /* the one record is part of a larger message */
     QOS_WIRE_RELAYED = 8,  /* sent by a datapath process on behalf of the source */
+    QOS_WIRE_ANSWER = 0x8000, /* CREDIT: a PROBE asked for it, so a datapath process passes it on at once */
 };
 
 /* Host byte order, as decoded. */

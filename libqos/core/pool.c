@@ -33,6 +33,7 @@ struct qos_pool {
     _Atomic uint64_t *owners;
     pthread_mutex_t lock; /* the free list */
     uint32_t free;
+    _Atomic uint32_t left; /* buffers in it */
     struct buffer buffers[];
 };
 
@@ -79,6 +80,7 @@ struct qos_pool *qos_pool_new(void *base, uint32_t buffers)
         return NULL;
     pool->region = qos_region_at(base, buffers);
     pool->owners = (_Atomic uint64_t *)base;
+    pool->left = buffers;
     pthread_mutex_init(&pool->lock, NULL);
     for (uint32_t i = 0; i < buffers; i++)
         pool->buffers[i].next = i + 1 < buffers ? i + 1 : NONE;
@@ -137,8 +139,10 @@ static int buffer_take(struct qos_cache *cache, uint8_t class)
     struct qos_pool *pool = cache->pool;
     pthread_mutex_lock(&pool->lock);
     uint32_t number = pool->free;
-    if (number != NONE)
+    if (number != NONE) {
         pool->free = pool->buffers[number].next;
+        qos_sub_relaxed(&pool->left, 1);
+    }
     pthread_mutex_unlock(&pool->lock);
     if (number == NONE)
         return -EAGAIN;
@@ -168,7 +172,24 @@ static void buffer_give(struct qos_cache *cache, uint32_t number)
     pthread_mutex_lock(&pool->lock);
     pool->buffers[number].next = pool->free;
     pool->free = number;
+    qos_add_relaxed(&pool->left, 1);
     pthread_mutex_unlock(&pool->lock);
+}
+
+/* Give the pool every buffer of which no slot is used: how many. */
+static uint32_t give_idle(struct qos_cache *cache)
+{
+    uint32_t given = 0;
+    for (uint32_t class = 0; class < QOS_POOL_CLASSES; class ++) {
+        for (uint32_t number = cache->partial[class], next; number != NONE; number = next) {
+            next = cache->pool->buffers[number].next;
+            if (cache->pool->buffers[number].free == cache->pool->buffers[number].slots) {
+                buffer_give(cache, number);
+                given++;
+            }
+        }
+    }
+    return given;
 }
 
 static uint8_t class_for(uint32_t size)
@@ -186,6 +207,8 @@ int qos_cache_borrow(struct qos_cache *cache, uint32_t size, uint64_t *slice)
     uint8_t class = class_for(size);
     if (QOS_UNLIKELY(cache->partial[class] == NONE)) {
         int rc = buffer_take(cache, class);
+        if (rc == -EAGAIN && give_idle(cache) > 0) /* those of other classes */
+            rc = buffer_take(cache, class);
         if (rc < 0)
             return rc;
     }
@@ -243,6 +266,7 @@ uint32_t qos_pool_slot_bytes(const struct qos_pool *pool, uint64_t slice)
 
 int qos_cache_drop(struct qos_cache *cache, uint64_t slice)
 {
+    struct qos_pool *pool = cache->pool;
     struct owner o;
     struct buffer *b = live(cache, slice, &o);
     if (!b)
@@ -258,8 +282,8 @@ int qos_cache_drop(struct qos_cache *cache, uint64_t slice)
     b->first = (uint8_t)slot;
     if (b->free++ == 0)
         partial_add(cache, number);
-    /* keep one idle buffer per class, so that a stream of single messages does not go to the pool each time */
-    if (b->free == b->slots && (b->next != NONE || b->previous != NONE))
+    /* Idle buffers stay with the cache while the pool has plenty, and one per class in any case: going to the pool costs a lock. */
+    if (b->free == b->slots && (b->next != NONE || b->previous != NONE) && qos_load_relaxed(&pool->left) < pool->region.count / 2)
         buffer_give(cache, number);
     return 0;
 }
@@ -285,13 +309,7 @@ void qos_cache_discard(struct qos_cache *cache)
 
 uint32_t qos_cache_close(struct qos_cache *cache)
 {
-    for (uint32_t class = 0; class < QOS_POOL_CLASSES; class ++) {
-        for (uint32_t number = cache->partial[class], next; number != NONE; number = next) {
-            next = cache->pool->buffers[number].next;
-            if (cache->pool->buffers[number].free == cache->pool->buffers[number].slots)
-                buffer_give(cache, number);
-        }
-    }
+    (void)give_idle(cache);
     uint32_t used = cache->used;
     if (used == 0)
         free(cache);

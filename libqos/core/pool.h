@@ -51,6 +51,13 @@ static inline struct qos_region qos_region_at(void *base, uint32_t buffers)
     return (struct qos_region){base, (uint8_t *)base + qos_region_owner_bytes(buffers), buffers};
 }
 
+/* Generation of a slot (qos_slice_index), for the process that allocates. */
+static inline uint16_t qos_region_generation(const struct qos_region *region, uint32_t index)
+{
+    const _Atomic uint64_t *owners = (const _Atomic uint64_t *)(const void *)region->base;
+    return (uint16_t)(qos_load_relaxed(&owners[index]) >> 40);
+}
+
 static inline uint64_t qos_slice_make(uint32_t buffer, uint32_t offset, uint32_t slot, uint16_t generation)
 {
     return (uint64_t)buffer << 44 | (uint64_t)(offset / 8) << 31 | (uint64_t)slot << 16 | generation;

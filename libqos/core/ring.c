@@ -24,7 +24,7 @@ static int check(const struct qos_ring *ring, uint32_t capacity)
 static int acquire(_Atomic uint32_t *side)
 {
     uint32_t free = 0;
-    return atomic_compare_exchange_strong_explicit(side, &free, 1, memory_order_acq_rel, memory_order_relaxed) ? 0 : -EBUSY;
+    return qos_cas_acq_rel(side, &free, 1) ? 0 : -EBUSY;
 }
 
 int qos_ring_producer_open(struct qos_ring_producer *producer, void *mem, uint32_t capacity)
@@ -35,8 +35,12 @@ int qos_ring_producer_open(struct qos_ring_producer *producer, void *mem, uint32
         rc = acquire(&ring->producers);
     if (rc < 0)
         return rc;
-    uint64_t tail = atomic_load_explicit(&ring->tail, memory_order_acquire);
-    uint64_t head = atomic_load_explicit(&ring->head, memory_order_acquire);
+    uint64_t tail = qos_load_acquire(&ring->tail);
+    uint64_t head = qos_load_acquire(&ring->head);
+    if (tail - head > capacity) {
+        qos_store_release(&ring->producers, 0);
+        return -EPROTO;
+    }
     *producer = (struct qos_ring_producer){ring, ring->words, capacity - 1, tail, head};
     return 0;
 }
@@ -49,19 +53,19 @@ int qos_ring_consumer_open(struct qos_ring_consumer *consumer, void *mem, uint32
         rc = acquire(&ring->consumers);
     if (rc < 0)
         return rc;
-    uint64_t head = atomic_load_explicit(&ring->head, memory_order_acquire);
+    uint64_t head = qos_load_acquire(&ring->head);
     *consumer = (struct qos_ring_consumer){ring, ring->words, capacity - 1, head, head};
     return 0;
 }
 
 void qos_ring_producer_close(struct qos_ring_producer *producer)
 {
-    atomic_store_explicit(&producer->ring->producers, 0, memory_order_release);
+    qos_store_release(&producer->ring->producers, 0);
     producer->ring = NULL;
 }
 
 void qos_ring_consumer_close(struct qos_ring_consumer *consumer)
 {
-    atomic_store_explicit(&consumer->ring->consumers, 0, memory_order_release);
+    qos_store_release(&consumer->ring->consumers, 0);
     consumer->ring = NULL;
 }

@@ -59,19 +59,20 @@ static inline size_t qos_ring_size(uint32_t capacity)
 int qos_ring_init(void *mem, uint32_t capacity);
 
 /* Acquire a side. `capacity` is what the caller was told by the owner of the memory, never what the memory itself says.
- * 0, -EBUSY (the side is taken), -EPROTO (not a ring of that capacity). */
+ * 0, -EINVAL (no ring has that capacity), -EBUSY (the side is taken), -EPROTO (not a ring of that capacity, or impossible indices). */
 int qos_ring_producer_open(struct qos_ring_producer *producer, void *mem, uint32_t capacity);
 int qos_ring_consumer_open(struct qos_ring_consumer *consumer, void *mem, uint32_t capacity);
 void qos_ring_producer_close(struct qos_ring_producer *producer);
 void qos_ring_consumer_close(struct qos_ring_consumer *consumer);
 
-/* Push all `n` words or none. 0, -EAGAIN (not enough room), -EPROTO (the consumer's index is impossible). */
-static inline int qos_ring_push(struct qos_ring_producer *p, const uint64_t *words, uint32_t n)
+/* Write all `n` words or none, unseen by the consumer until qos_ring_publish. 0, -EAGAIN (not enough room), -EPROTO (the consumer's
+ * index is impossible). */
+static inline int qos_ring_write(struct qos_ring_producer *p, const uint64_t *words, uint32_t n)
 {
     uint64_t capacity = p->mask + 1;
     if (QOS_UNLIKELY(p->tail - p->head + n > capacity)) {
         /* acquire: pairs with the release in qos_ring_consume: the consumer has read those words before we overwrite them */
-        uint64_t head = atomic_load_explicit(&p->ring->head, memory_order_acquire);
+        uint64_t head = qos_load_acquire(&p->ring->head);
         if (QOS_UNLIKELY(p->tail - head > capacity))
             return -EPROTO;
         p->head = head;
@@ -81,9 +82,22 @@ static inline int qos_ring_push(struct qos_ring_producer *p, const uint64_t *wor
     for (uint32_t i = 0; i < n; i++)
         p->words[(p->tail + i) & p->mask] = words[i];
     p->tail += n;
-    /* release: pairs with the acquire in qos_ring_peek: whoever sees the index sees the words and the payload behind them */
-    atomic_store_explicit(&p->ring->tail, p->tail, memory_order_release);
     return 0;
+}
+
+/* Show the consumer everything written. Once per burst: each time costs it, and then us, a cache miss. */
+static inline void qos_ring_publish(struct qos_ring_producer *p)
+{
+    /* release: pairs with the acquire in qos_ring_peek: whoever sees the index sees the words and the payload behind them */
+    qos_store_release(&p->ring->tail, p->tail);
+}
+
+static inline int qos_ring_push(struct qos_ring_producer *p, const uint64_t *words, uint32_t n)
+{
+    int rc = qos_ring_write(p, words, n);
+    if (QOS_LIKELY(rc == 0))
+        qos_ring_publish(p);
+    return rc;
 }
 
 /* Words that can be read now (0 to capacity), or -EPROTO. They stay the producer's until qos_ring_consume. */
@@ -91,7 +105,7 @@ static inline int64_t qos_ring_peek(struct qos_ring_consumer *c)
 {
     if (c->tail == c->head) {
         /* acquire: pairs with the release in qos_ring_push */
-        uint64_t tail = atomic_load_explicit(&c->ring->tail, memory_order_acquire);
+        uint64_t tail = qos_load_acquire(&c->ring->tail);
         if (QOS_UNLIKELY(tail - c->head > c->mask + 1))
             return -EPROTO;
         c->tail = tail;
@@ -110,7 +124,7 @@ static inline void qos_ring_consume(struct qos_ring_consumer *c, uint64_t n)
 {
     c->head += n;
     /* release: pairs with the acquire in qos_ring_push */
-    atomic_store_explicit(&c->ring->head, c->head, memory_order_release);
+    qos_store_release(&c->ring->head, c->head);
 }
 
 /* Pop up to `max` words. The number popped, or -EPROTO. */

@@ -9,6 +9,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
+
 uint32_t qos_wait_processors(void)
 {
     cpu_set_t set;
@@ -16,6 +18,19 @@ uint32_t qos_wait_processors(void)
         return 1;
     int n = CPU_COUNT(&set);
     return n > 0 ? (uint32_t)n : 1;
+}
+
+void qos_spin_yield(struct qos_spin *spin)
+{
+    uint64_t before = qos_clock_monotonic_ns();
+    sched_yield();
+    if (qos_clock_monotonic_ns() - before > QOS_YIELD_LONG_NS) {
+        spin->shared = true;
+        spin->quick = 0;
+    } else if (spin->shared && ++spin->quick >= QOS_YIELD_SHORT_RUN) {
+        spin->shared = false;
+        spin->quick = 0;
+    }
 }
 
 int qos_futex_wait(const _Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns)

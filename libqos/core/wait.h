@@ -3,41 +3,54 @@
  * Waiting: spin, then yield, then sleep.
  *
  * A spinner with a processor of its own finds a message soonest if it only spins; one that shares its processor with whom it waits for
- * must give it away, or both lose a whole time slice. So a spinner spins for a while, then yields at every look; with a single
- * processor it yields from the first look.
+ * must give it away at every look, or both lose a whole time slice. Affinity does not tell which it is, so the spinner finds out: a
+ * yield that took long has let somebody run, and many short ones in a row have not. What it has learned stays for the next wait.
  */
 #ifndef QOS_WAIT_H
 #define QOS_WAIT_H
 
-#include <sched.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "compiler.h"
 
-#define QOS_SPIN_LOOKS 4096u /* looks without success before a spinner begins to yield */
+#define QOS_SPIN_GENTLE 8u    /* first looks, with a pause: a producer in a flood is slowed down by each look at its index */
+#define QOS_SPIN_EAGER 512u   /* then looks one right after the other: what a pause takes is a good part of a hop */
+#define QOS_SPIN_LOOKS 4096u  /* looks without success before a spinner that is alone yields to make sure that it is */
+#define QOS_YIELD_LONG_NS 1500u
+#define QOS_YIELD_SHORT_RUN 16u
 
 /* Processors this thread may run on, at least 1. */
 uint32_t qos_wait_processors(void);
 
 struct qos_spin {
     uint32_t looks;
-    uint32_t limit;
+    uint32_t quick; /* short yields in a row */
+    bool shared;    /* somebody else runs when we yield */
 };
 
-static inline struct qos_spin qos_spin_start(uint32_t processors)
+/* For a thread that may be alone on its processor (it may run on several) or not. */
+static inline struct qos_spin qos_spin_new(uint32_t processors)
 {
-    return (struct qos_spin){0, processors > 1 ? QOS_SPIN_LOOKS : 0};
+    return (struct qos_spin){.shared = processors == 1};
 }
+
+/* A new wait. */
+static inline void qos_spin_start(struct qos_spin *spin)
+{
+    spin->looks = 0;
+}
+
+/* Yield, and learn from how long it took. */
+void qos_spin_yield(struct qos_spin *spin);
 
 /* After a look in vain. */
 static inline void qos_spin_step(struct qos_spin *spin)
 {
-    if (spin->looks < spin->limit) {
-        spin->looks++;
+    if (spin->shared || ++spin->looks % QOS_SPIN_LOOKS == 0)
+        qos_spin_yield(spin);
+    else if (spin->looks < QOS_SPIN_GENTLE || spin->looks >= QOS_SPIN_EAGER)
         qos_cpu_relax();
-    } else {
-        sched_yield();
-    }
 }
 
 /* Futexes shared between processes. wait: 0 woken, -EAGAIN (the word is not `value`), -ETIMEDOUT, -EINTR. The word may be mapped

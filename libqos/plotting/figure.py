@@ -109,21 +109,20 @@ def _cdf(axes: Any, series: Sequence[Series], metric: str, scale: int, unit: str
 
 def _box(axes: Any, series: Sequence[Series], metric: str, scale: int, unit: str, log: bool) -> int:
     boxes = [data.box(one) for one in series]
-    statistics = [
-        {
-            "label": _label(one), "med": each.median / scale, "q1": each.first / scale, "q3": each.third / scale,
-            "whislo": each.low / scale, "whishi": each.high / scale,
-            "fliers": [each.p999 / scale, each.maximum / scale],
-        }
-        for one, each in zip(series, boxes, strict=True)
-    ]  # fmt: skip
-    dots = {"marker": "o", "markersize": 4, "markerfacecolor": "none", "markeredgecolor": GREY}
-    drawn = axes.bxp(
-        statistics, vert=False, widths=0.5, patch_artist=True, flierprops=dots,
-        medianprops={"color": "#202124", "linewidth": 2}, whiskerprops={"color": GREY}, capprops={"color": GREY},
-    )  # fmt: skip
-    for number, patch in enumerate(drawn["boxes"]):
-        patch.set(facecolor=COLOURS[number % len(COLOURS)], alpha=0.55, edgecolor=GREY)
+    # Drawn by hand: matplotlib's own box plot changed its arguments between the versions that we accept.
+    for row, each in enumerate(boxes, 1):
+        low, first, median, third, high = (
+            value / scale for value in (each.low, each.first, each.median, each.third, each.high)
+        )
+        axes.hlines(row, low, high, color=GREY, linewidth=1)
+        axes.vlines([low, high], row - 0.12, row + 0.12, color=GREY, linewidth=1)
+        colour = COLOURS[(row - 1) % len(COLOURS)]
+        axes.barh(row, third - first, 0.5, first, color="white", edgecolor="white", zorder=2)
+        axes.barh(row, third - first, 0.5, first, color=colour, alpha=0.55, edgecolor=GREY, zorder=3)
+        axes.vlines(median, row - 0.25, row + 0.25, color="#202124", linewidth=2, zorder=4)
+        dots = [each.p999 / scale, each.maximum / scale]
+        axes.plot(dots, [row, row], marker="o", markersize=4, linewidth=0, color=GREY, fillstyle="none")
+    axes.set_yticks(range(1, len(series) + 1), [_label(one) for one in series])
     axes.invert_yaxis()  # the first series on top, as in the command
     axes.grid(visible=False, axis="y")
     for number, each in enumerate(boxes, 1):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is drawn: series of samples or summaries, thinned so that no quantile moves.
 
-A million samples would make a figure of a hundred megabytes that looks like one of two thousand points. A thinned CDF
+A million samples would make a figure of a hundred megabytes that looks like one of three thousand points. A thinned CDF
 keeps real samples at their real rank: all quantiles that anybody quotes are among them, the tails are dense, and
 between two kept ranks the curve is off by less than 1/2000. A thinned time line keeps minimum, median and maximum of
 each of a thousand slices of time, so that no spike is lost.
@@ -23,7 +23,8 @@ from libqos.telemetry import QUANTILES, Reader, Record, quantile
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CDF_POINTS: Final = 2000
+CDF_ALL: Final = 10_000  # up to this a CDF has every sample
+CDF_POINTS: Final = 3000
 TIMELINE_POINTS: Final = 4000  # above this a time line is drawn as slices
 TIMELINE_SLICES: Final = 1000
 MAX_SERIES: Final = 32
@@ -155,14 +156,14 @@ def cdf(one: Series) -> list[tuple[int, float]]:
     ordered, count = one.ordered, len(one.ordered)
     points = [(ordered[0], 0.0)]
     for rank in _ranks(count):
-        if rank == count or ordered[rank] != ordered[rank - 1] or count > CDF_POINTS:
+        if rank == count or ordered[rank] != ordered[rank - 1] or count > CDF_ALL:
             points.append((ordered[rank - 1], rank / count))
     return points
 
 
 def _ranks(count: int) -> list[int]:
     """The ranks (from 1) that a thinned CDF keeps."""
-    if count <= CDF_POINTS:
+    if count <= CDF_ALL:
         return list(range(1, count + 1))
     ranks = {1 + round(step * (count - 1) / (CDF_POINTS - 1)) for step in range(CDF_POINTS)}
     ranks |= {max(1, math.ceil(q * count * (1 - 1e-12))) for q in QUOTED}

@@ -40,7 +40,11 @@ def raising(error: BaseException) -> click.Command:
     [
         (QosError("it broke"), 1, "qos-test: error: it broke\n"),
         (InputError("a: found b\nc: found d"), 2, "qos-test: error: a: found b\nqos-test: error: c: found d\n"),
-        (FileNotFoundError(2, "No such file or directory", "/x"), 1, "qos-test: error: /x: No such file or directory\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "/x"),
+            1,
+            "qos-test: error: /x: No such file or directory\n",
+        ),
         (OSError("plain"), 1, "qos-test: error: plain\n"),
         (click.UsageError("no"), 2, "qos-test: error: no (see qos-test --help)\n"),
         (click.FileError("f", "gone"), 1, "qos-test: error: Could not open file 'f': gone\n"),
@@ -104,7 +108,12 @@ def test_logs_for_a_machine_are_records(capfd: pytest.CaptureFixture[str]) -> No
     finally:
         root.handlers[:], root.level = before
     first, second = map(json.loads, capfd.readouterr().err.splitlines())
-    assert (first["kind"], first["level"], first["logger"], first["message"]) == ("log", "info", "selened", "peer a\nlost")
+    assert (first["kind"], first["level"], first["logger"], first["message"]) == (
+        "log",
+        "info",
+        "selened",
+        "peer a\nlost",
+    )
     assert type(first["ts_ns"]) is int
     assert (second["level"], second["logger"], second["message"]) == ("warning", "qos-test", "no acceleration")
 
@@ -166,7 +175,7 @@ class Table:
     data_port: int = option(4791, minimum=1, maximum=65535, meaning="UDP port", short="-p")
     huge_pages: bool = option(True, meaning="use huge pages")
     token: str = option("", meaning="secret", command_line=False)
-    tls: Tls = section(Tls, meaning="transport security")
+    tls: Tls = section(Tls, meaning="transport security")  # noqa: RUF009
     peer: tuple[Peer, ...] = sections(Peer, meaning="another host")
 
 
@@ -201,7 +210,9 @@ def test_check_validates_and_exits(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert capfd.readouterr().err == f"qos-test: {path}: valid\n"
     path.write_text("\ndata_prt = 1\n")
     assert cli.run(configured, ["--config", str(path), "--check"]) == 2
-    assert capfd.readouterr().err.startswith(f"qos-test: error: {path}:2: data_prt: unknown key (did you mean data_port?)")
+    assert capfd.readouterr().err.startswith(
+        f"qos-test: error: {path}:2: data_prt: unknown key (did you mean data_port?)"
+    )
     assert not SEEN
 
 
@@ -311,7 +322,11 @@ def test_page_and_manual_name_every_option(root_dir: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["qos-stat", "qos-plot"])
 def test_manual_is_what_its_script_makes(root_dir: Path, name: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(root_dir / "docs/make-man.py"), name], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, str(root_dir / "docs/make-man.py"), name],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
     assert done.stdout.splitlines()[0].startswith('.\\" SPDX')
     # The wording of click's own notes differs between its versions, so the names are compared.

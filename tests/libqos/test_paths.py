@@ -45,7 +45,7 @@ def test_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:
     place = tmp_path / "qos"
     place.mkdir()
     place.chmod(0o777)
-    with pytest.raises(SocketPathError, match="others may write to it .mode 0777., accepted 0700"):
+    with pytest.raises(SocketPathError, match=r"others may write to it \(mode 0777\), accepted 0700"):
         paths.make_private(place)
 
 

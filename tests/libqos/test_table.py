@@ -24,12 +24,7 @@ def test_rows_line_up_below_their_header() -> None:
     table.write({"kind": "summary", "metric": "jitter", "count": 7, "p50_ns": -3})
     table.write({"kind": "info", "name": "x"})
     assert stream.getvalue() == (
-        "metric         count        p50\n"
-        "latency       12 345     1.5 µs\n"
-        "jitter             7      -3 ns\n"
-        "\n"
-        "name\n"
-        "x\n"
+        "metric         count        p50\nlatency       12 345     1.5 µs\njitter             7      -3 ns\n\nname\nx\n"
     )
 
 

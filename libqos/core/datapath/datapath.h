@@ -8,6 +8,7 @@
 
 #include <netinet/in.h>
 #include <stdint.h>
+#include <string.h>
 
 struct qos_address {
     struct in6_addr ip; /* IPv4 as v4-mapped */
@@ -17,8 +18,7 @@ struct qos_address {
 
 static inline int qos_address_equal(const struct qos_address *a, const struct qos_address *b)
 {
-    const uint64_t *x = (const uint64_t *)(const void *)&a->ip, *y = (const uint64_t *)(const void *)&b->ip;
-    return x[0] == y[0] && x[1] == y[1] && a->port == b->port;
+    return memcmp(&a->ip, &b->ip, sizeof a->ip) == 0 && a->port == b->port;
 }
 
 struct qos_packet {

@@ -33,15 +33,17 @@ int qos_shm_producer_open(struct qos_shm_producer *p, void *memory, uint32_t dep
     if (!depth_valid(depth))
         return -EINVAL;
     uint8_t *rings = (uint8_t *)memory + QOS_SHM_RINGS;
-    *p = (struct qos_shm_producer){.link = memory, .size = qos_shm_size(depth), .depth = depth, .slots = pool->count * QOS_POOL_SLOTS};
-    p->holds = calloc(p->slots / 64, sizeof *p->holds);
-    if (!p->holds)
-        return -ENOMEM;
+    *p = (struct qos_shm_producer){
+        .link = memory, .size = qos_shm_size(depth), .depth = depth, .slots = pool->count * QOS_POOL_SLOTS, .pool = *pool};
     int rc = qos_ring_producer_open(&p->forward, rings, 2 * depth);
-    if (rc == 0)
-        rc = qos_ring_consumer_open(&p->back, rings + qos_ring_size(2 * depth), depth);
     if (rc < 0)
+        return rc;
+    p->holds = calloc(p->slots / 64, sizeof *p->holds);
+    rc = p->holds ? qos_ring_consumer_open(&p->back, rings + qos_ring_size(2 * depth), depth) : -ENOMEM;
+    if (rc < 0) {
+        qos_ring_producer_close(&p->forward);
         free(p->holds);
+    }
     return rc;
 }
 
@@ -59,8 +61,11 @@ int qos_shm_consumer_open(struct qos_shm_consumer *c, void *memory, uint32_t dep
     uint8_t *rings = (uint8_t *)memory + QOS_SHM_RINGS;
     *c = (struct qos_shm_consumer){.link = memory, .size = qos_shm_size(depth), .depth = depth, .pool = *pool};
     int rc = qos_ring_consumer_open(&c->forward, rings, 2 * depth);
-    if (rc == 0)
-        rc = qos_ring_producer_open(&c->back, rings + qos_ring_size(2 * depth), depth);
+    if (rc < 0)
+        return rc;
+    rc = qos_ring_producer_open(&c->back, rings + qos_ring_size(2 * depth), depth);
+    if (rc < 0)
+        qos_ring_consumer_close(&c->forward);
     return rc;
 }
 
@@ -70,12 +75,12 @@ void qos_shm_consumer_close(struct qos_shm_consumer *c)
     c->link = NULL;
 }
 
-int qos_shm_push(struct qos_shm_producer *p, uint64_t slice, uint32_t length, uint64_t sequence, uint32_t slot_bytes, uint64_t quota)
+int qos_shm_write(struct qos_shm_producer *p, uint64_t slice, uint32_t length, uint64_t sequence, uint32_t slot_bytes, uint64_t quota)
 {
     if (QOS_UNLIKELY(p->held == p->depth || (p->held_bytes + slot_bytes > quota && p->held > 0)))
         return -EAGAIN;
     uint64_t words[2] = {slice, (uint64_t)length | sequence << 32};
-    int rc = qos_ring_push(&p->forward, words, 2);
+    int rc = qos_ring_write(&p->forward, words, 2);
     if (QOS_UNLIKELY(rc < 0))
         return rc;
     uint32_t index = qos_slice_index(slice);
@@ -85,17 +90,31 @@ int qos_shm_push(struct qos_shm_producer *p, uint64_t slice, uint32_t length, ui
     return 0;
 }
 
+/* Whether the consumer holds exactly this. It must not pass for a slice of another buffer, nor for a stale one: what is counted off
+ * here is dropped. */
+static int holds(const struct qos_shm_producer *p, uint64_t slice)
+{
+    uint32_t index = qos_slice_index(slice);
+    return qos_slice_slot(slice) < QOS_POOL_SLOTS && index < p->slots && (p->holds[index / 64] >> (index % 64) & 1) &&
+           qos_slice_generation(slice) == qos_region_generation(&p->pool, index);
+}
+
 int qos_shm_returned(struct qos_shm_producer *p, uint64_t *slices, uint32_t max)
 {
-    int64_t n = qos_ring_pop(&p->back, slices, max);
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t index = qos_slice_index(slices[i]);
-        uint64_t bit = UINT64_C(1) << (index % 64);
-        if (QOS_UNLIKELY(index >= p->slots || !(p->holds[index / 64] & bit)))
-            return -EPROTO;
-        p->holds[index / 64] &= ~bit;
+    int64_t ready = qos_ring_peek(&p->back);
+    uint32_t n = 0;
+    for (; n < max && n < ready; n++) {
+        uint64_t slice = qos_ring_word(&p->back, n);
+        if (QOS_UNLIKELY(!holds(p, slice)))
+            break;
+        uint32_t index = qos_slice_index(slice);
+        p->holds[index / 64] &= ~(UINT64_C(1) << (index % 64));
         p->held--;
+        slices[n] = slice;
     }
+    if (n == 0)
+        return ready < 0 || (ready > 0 && max > 0) ? -EPROTO : 0;
+    qos_ring_consume(&p->back, n);
     return (int)n;
 }
 
@@ -132,5 +151,5 @@ int qos_shm_pop(struct qos_shm_consumer *c, struct qos_shm_message *m)
 
 int qos_shm_give_back(struct qos_shm_consumer *c, uint64_t slice)
 {
-    return qos_ring_push(&c->back, &slice, 1);
+    return qos_ring_write(&c->back, &slice, 1);
 }

@@ -3,7 +3,8 @@
  * The shared-memory datapath: a one-way link between two processes of one user. Slices of the producer's pool go forward, come back on
  * a release ring, and nothing is copied. Layout of the link's memory (a sealed memfd that the daemon made):
  *
- *   0    waiting   0 the consumer runs; 1 it sleeps on the producer's bell; 2 it sleeps on its eventfd
+ *   0    waiting   0 the consumer runs; 1 it sleeps on the producer's bell; 2 it sleeps on its eventfd; 3 it never sleeps, so that the
+ *                  producer need not order its words before this look
  *   64   closed    1: the source is closed; what is in the ring is still delivered
  *   128  dropped   messages the producer did not give to this consumer because it is slow
  *   256  forward ring, 2 * depth words: slice, then length | low 32 bits of the sequence << 32
@@ -22,7 +23,7 @@
 #define QOS_SHM_MAX_DEPTH 65536u
 #define QOS_SHM_RINGS 256
 
-enum qos_shm_waiting { QOS_SHM_AWAKE = 0, QOS_SHM_ON_BELL = 1, QOS_SHM_ON_FD = 2 };
+enum qos_shm_waiting { QOS_SHM_AWAKE = 0, QOS_SHM_ON_BELL = 1, QOS_SHM_ON_FD = 2, QOS_SHM_SPINS = 3 };
 
 struct qos_shm_link {
     _Atomic uint32_t waiting;
@@ -41,6 +42,7 @@ struct qos_shm_producer {
     uint64_t held_bytes; /* the slots they take; the caller of qos_shm_returned subtracts */
     uint64_t *holds;     /* bitmap over slot indices: what the consumer holds */
     uint32_t slots;
+    struct qos_region pool; /* our own */
 };
 
 struct qos_shm_consumer {
@@ -69,9 +71,11 @@ void qos_shm_producer_close(struct qos_shm_producer *p);
 int qos_shm_consumer_open(struct qos_shm_consumer *c, void *memory, uint32_t depth, const struct qos_region *pool);
 void qos_shm_consumer_close(struct qos_shm_consumer *c);
 
-/* Hand a slice on. 0, -EAGAIN (the ring or the consumer's quota of `quota` bytes is exhausted), -EPROTO. */
-int qos_shm_push(struct qos_shm_producer *p, uint64_t slice, uint32_t length, uint64_t sequence, uint32_t slot_bytes, uint64_t quota);
-/* Up to `max` slices that came back; each was held. The number, or -EPROTO (the consumer gave back what it did not hold). */
+/* Hand a slice on; the consumer sees it at qos_ring_publish(&p->forward). 0, -EAGAIN (the ring or the consumer's quota of `quota` bytes is
+ * exhausted), -EPROTO. */
+int qos_shm_write(struct qos_shm_producer *p, uint64_t slice, uint32_t length, uint64_t sequence, uint32_t slot_bytes, uint64_t quota);
+/* Up to `max` slices that came back; each was held, and is counted off. The number, or -EPROTO: next is one that the consumer did not
+ * hold. */
 int qos_shm_returned(struct qos_shm_producer *p, uint64_t *slices, uint32_t max);
 /* Take all that the consumer still holds, one by one, when it is gone: 1 and a slot index, or 0. */
 int qos_shm_reclaim(struct qos_shm_producer *p, uint32_t *index);
@@ -83,7 +87,7 @@ static inline int qos_shm_ready(struct qos_shm_consumer *c)
 {
     return qos_ring_peek(&c->forward) != 0;
 }
-/* Give a slice back. 0, or -EPROTO. It cannot be full: no more than depth are out. */
+/* Give a slice back; the producer sees it at qos_ring_publish(&c->back). 0, or -EPROTO. It cannot be full: no more than depth are out. */
 int qos_shm_give_back(struct qos_shm_consumer *c, uint64_t slice);
 
 #endif

@@ -159,7 +159,7 @@ struct batch {
     uint32_t count;    /* records in the open segment */
     uint64_t first;    /* sequence of the first record of the batch */
     uint64_t send_ns;  /* of the open segment's first record */
-    uint64_t opened_ns; /* monotonic; 0: closed */
+    uint64_t opened_ns; /* 0: closed */
     uint32_t messages;
     uint32_t cost; /* credit it takes */
 };
@@ -200,9 +200,8 @@ struct selene_source {
     struct edge_out **edges;
     uint32_t edge_count, edge_room;
     uint64_t sequence;
-    uint32_t processors;
-    bool spin;
     uint64_t last_send_ns, send_cost_ns; /* end of the last send, and how long it took */
+    uint32_t last_consumed;
     uint64_t probe_ns;
     struct selene_counters *counters;
     /* under batch_lock */
@@ -235,7 +234,7 @@ struct selene_sink {
     int poll_fd; /* epoll of all that may bring a message; -1 until asked for */
     _Atomic bool armed;
     bool spin;
-    uint32_t processors;
+    struct qos_spin spinner;
     /* own thread */
     struct edge_in **edges;
     uint32_t edge_count, edge_room, edge_turn;
@@ -296,9 +295,10 @@ struct selene_session {
     _Atomic uint32_t dispatch_sleeping, pollers;
     uint64_t sinks_generation;
     uint64_t retry_ns, backoff_ns;
+    _Atomic uint32_t consumed; /* counts consume calls: who answers messages one by one is not a flood, however fast */
     /* batch timer */
     _Atomic uint32_t timer_awake;
-    _Atomic uint64_t last_batch_ns;  /* monotonic time the newest batch was opened */
+    _Atomic uint64_t last_batch_ns;  /* when the newest batch was opened */
     _Atomic uint32_t open_batches;
     /* reception */
     _Atomic bool ring_used;     /* something may come through the receive ring */

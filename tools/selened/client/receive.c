@@ -28,12 +28,14 @@ bool selene_receiver_enter(struct selene_session *s)
     return qos_load_relaxed(&s->receiving) == 0 && qos_exchange_acq_rel(&s->receiving, 1) == 0;
 }
 
+/* Let those behind the receiver look round. */
 void selene_next_turn(struct selene_session *s)
 {
+    qos_fence_seq_cst(); /* pairs with the fence in sleep.c's sleep_behind_receiver */
+    if (QOS_LIKELY(qos_load_relaxed(&s->followers) == 0))
+        return;
     qos_add_acq_rel(&s->turn, 1);
-    qos_fence_seq_cst();
-    if (qos_load_relaxed(&s->followers))
-        qos_futex_wake(&s->turn, INT_MAX);
+    qos_futex_wake(&s->turn, INT_MAX);
 }
 
 void selene_receiver_leave(struct selene_session *s)

@@ -144,6 +144,7 @@ SELENE_API int selene_flush(selene_source *source);
 /* 1 sent, 0 pending, a negative errno (failed), -ESTALE (older than the last SELENE_OUTCOMES). */
 SELENE_API int selene_check_emit_outcome(selene_source *source, int64_t token);
 SELENE_API uint64_t selene_source_id(const selene_source *source);
+/* The counters so far; from any thread. */
 SELENE_API void selene_source_get_stats(const selene_source *source, selene_source_stats *stats);
 
 /* ---- Sink ---- */
@@ -166,6 +167,7 @@ SELENE_API int selene_release_burst(selene_sink *sink, selene_buffer *buffers, u
 SELENE_API uint64_t selene_buffer_sent_ns(const selene_buffer *buffer);
 /* Readable when consume may return a message: for poll, select, epoll, asyncio. Consume until -EAGAIN after each wake-up. */
 SELENE_API int selene_sink_fd(selene_sink *sink);
+/* The counters so far; from any thread. */
 SELENE_API void selene_sink_get_stats(const selene_sink *sink, selene_sink_stats *stats);
 SELENE_API uint64_t selene_sink_id(const selene_sink *sink);
 

@@ -16,6 +16,8 @@
 #define BACKOFF_MIN_NS 20000000u
 #define BACKOFF_MAX_NS 1000000000u
 #define CLOSING_NS 20000000u /* how often closed sources are looked at */
+#define CALIBRATE_NS 100000000u
+#define IDLE_NS 1000000000u
 
 void selene_kick(struct selene_session *s)
 {
@@ -147,7 +149,7 @@ static uint64_t next_due(struct selene_session *s, uint64_t now)
 {
     if (qos_load_relaxed(&s->timer_awake)) {
         uint64_t due = selene_flush_session(s, BATCH_TIMER_NS);
-        if (due != UINT64_MAX || now - qos_load_relaxed(&s->last_batch_ns) < BATCH_LINGER_NS)
+        if (due != UINT64_MAX || qos_clock_stamp_ns() - qos_load_relaxed(&s->last_batch_ns) < BATCH_LINGER_NS)
             return due < BATCH_TIMER_NS ? due : BATCH_TIMER_NS;
         qos_store_relaxed(&s->timer_awake, 0);
         /* pairs with the fence in transmit.c's batch_open: either it sees that we sleep, or we see its batch */
@@ -159,13 +161,15 @@ static uint64_t next_due(struct selene_session *s, uint64_t now)
     }
     if (s->control_fd < 0)
         return s->retry_ns > now ? s->retry_ns - now : 0;
-    return s->closing ? CLOSING_NS : 1000000000u;
+    if (s->closing)
+        return CLOSING_NS;
+    return s->sources ? CALIBRATE_NS : IDLE_NS;
 }
 
 void *selene_service(void *arg)
 {
     struct selene_session *s = arg;
-    uint64_t closing_due = 0;
+    uint64_t closing_due = 0, calibrate_due = 0;
     (void)prctl(PR_SET_NAME, "selene-service");
     (void)prctl(PR_SET_TIMERSLACK, 1);
     while (!qos_load_acquire(&s->stop)) {
@@ -181,6 +185,10 @@ void *selene_service(void *arg)
         if (n > 0 && (p[1].revents || p[2].revents))
             selene_sync_control(s);
         now = qos_clock_monotonic_ns();
+        if (s->sources && now >= calibrate_due) {
+            calibrate_due = now + CALIBRATE_NS * 9 / 10;
+            qos_clock_stamp_calibrate();
+        }
         if (s->control_fd < 0 && s->options.reconnect && now >= s->retry_ns)
             reconnect(s);
         else if (s->control_fd < 0 && now >= s->retry_ns)

@@ -8,11 +8,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <linux/membarrier.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "internal.h"
 
+#define QOS_SPIN_REMOTE 64u /* polls of the network in a row */
 #define FROM_ITEM 1u /* token[0] is an item, not an edge */
 
 static uint64_t header_u64(const uint8_t *payload, uint32_t offset)
@@ -50,6 +53,8 @@ void selene_sink_apply(struct selene_sink *sink)
         }
         sink->inbox = edge->next;
         sink->edges[sink->edge_count++] = edge;
+        if (sink->spin && sink->poll_fd < 0 && !sink->callback)
+            qos_store_relaxed(&edge->shm.link->waiting, QOS_SHM_SPINS);
     }
     for (uint32_t i = 0; i < sink->edge_count; i++) {
         struct edge_in *edge = sink->edges[i];
@@ -59,6 +64,7 @@ void selene_sink_apply(struct selene_sink *sink)
             qos_store_relaxed(&sink->changed, true); /* look again: what is in the ring is still delivered */
             continue;
         }
+        count(&sink->counters->dropped, qos_load_relaxed(&edge->shm.link->dropped)); /* the edge's own count goes with it */
         edge_close(sink, edge);
         sink->edges[i--] = sink->edges[--sink->edge_count];
     }
@@ -232,6 +238,34 @@ int selene_sink_next(struct selene_sink *sink, selene_buffer *buffer)
     return rc;
 }
 
+/* A short spin over the edges alone, which is all there is to look at for a sink without remote sources. */
+static void spin_local(struct selene_sink *sink)
+{
+    for (uint32_t i = 0; i < QOS_SPIN_EAGER; i++) {
+        if (i < QOS_SPIN_GENTLE)
+            qos_cpu_relax();
+        for (uint32_t k = 0; k < sink->edge_count; k++)
+            if (qos_shm_ready(&sink->edges[k]->shm))
+                return;
+        if (qos_load_relaxed(&sink->changed))
+            return;
+    }
+}
+
+/* The same for a sink with remote sources only: polls the network without letting go of the role. */
+static void spin_remote(struct selene_sink *sink)
+{
+    struct selene_session *s = sink->session;
+    if (!selene_receiver_enter(s))
+        return;
+    uint32_t polls = 0;
+    while (polls < QOS_SPIN_REMOTE && selene_receive(s, 0) == 0 && !qos_load_relaxed(&sink->changed))
+        polls++;
+    selene_receiver_leave(s);
+    if (polls == QOS_SPIN_REMOTE)
+        qos_spin_yield(&sink->spinner);
+}
+
 /* As selene_sink_next, looking at the network too. */
 static int look(struct selene_sink *sink, selene_buffer *buffer)
 {
@@ -262,10 +296,13 @@ static int consume(struct selene_sink *sink, int flags, uint64_t timeout_ns, sel
 {
     if (sink->callback)
         return selene_fail(-EBUSY, "this sink has a callback: its messages go there");
-    int rc = look(sink, buffer);
-    if (QOS_LIKELY(rc != 0))
+    qos_store_relaxed(&sink->session->consumed, qos_load_relaxed(&sink->session->consumed) + 1);
+    /* whoever is going to sleep in the receive call anyway need not ask the network before */
+    bool wait = !(flags & SELENE_DONTWAIT) && timeout_ns > 0;
+    int rc = wait ? selene_sink_next(sink, buffer) : look(sink, buffer);
+    if (rc != 0)
         return rc;
-    if (flags & SELENE_DONTWAIT || timeout_ns == 0) {
+    if (!wait) {
         if (sink->poll_fd >= 0)
             rc = arm(sink, buffer);
         return rc != 0 ? rc : -EAGAIN;
@@ -274,16 +311,23 @@ static int consume(struct selene_sink *sink, int flags, uint64_t timeout_ns, sel
     if (qos_load_acquire(&s->open_batches))
         (void)selene_flush_session(s, 0);
     uint64_t begin = timeout_ns == UINT64_MAX ? 0 : qos_clock_monotonic_ns(), passed = 0;
-    struct qos_spin spin = qos_spin_start(sink->processors);
-    for (;;) {
-        if (sink->spin)
-            qos_spin_step(&spin);
-        else
+    qos_spin_start(&sink->spinner);
+    for (uint32_t looks = 1;; looks++) {
+        if (!sink->spin)
             selene_sink_sleep(sink, timeout_ns - passed);
-        rc = look(sink, buffer);
+        else if (sink->spinner.shared)
+            ;
+        else if (qos_load_relaxed(&sink->remotes) == 0)
+            spin_local(sink);
+        else if (sink->edge_count == 0)
+            spin_remote(sink);
+        rc = sink->spin ? look(sink, buffer) : selene_sink_next(sink, buffer);
         if (rc != 0)
             return rc;
-        if (begin && (passed = qos_clock_monotonic_ns() - begin) >= timeout_ns)
+        if (sink->spin)
+            qos_spin_step(&sink->spinner);
+        /* a spinner reads the clock now and then: reading it takes as long as a look */
+        if (begin && (!sink->spin || looks % 64 == 0) && (passed = qos_clock_monotonic_ns() - begin) >= timeout_ns)
             return -ETIMEDOUT;
     }
 }
@@ -333,7 +377,8 @@ int selene_data_available(selene_sink *sink, int flags)
 
 /* ---- Release ---- */
 
-int selene_release_buffer(selene_sink *sink, selene_buffer *buffer)
+/* `seen`: the edge whose release ring has unpublished slices, so that a burst publishes once. */
+static int release(struct selene_sink *sink, selene_buffer *buffer, struct edge_in **seen)
 {
     uint64_t token = buffer->token[0];
     if (QOS_UNLIKELY(token == 0 || sink->held == 0))
@@ -351,6 +396,9 @@ int selene_release_buffer(selene_sink *sink, selene_buffer *buffer)
             return selene_fail(-EINVAL, "this sink does not hold that buffer");
         edge->held--;
         (void)qos_shm_give_back(&edge->shm, buffer->token[1]);
+        if (*seen && *seen != edge)
+            qos_ring_publish(&(*seen)->shm.back);
+        *seen = edge;
     }
     sink->held--;
     buffer->token[0] = 0;
@@ -360,12 +408,20 @@ int selene_release_buffer(selene_sink *sink, selene_buffer *buffer)
 
 int selene_release_burst(selene_sink *sink, selene_buffer *buffers, uint32_t n)
 {
+    struct edge_in *seen = NULL;
     int rc = 0;
     for (uint32_t i = 0; i < n; i++) {
-        int one = selene_release_buffer(sink, &buffers[i]);
+        int one = release(sink, &buffers[i], &seen);
         rc = rc < 0 ? rc : one;
     }
+    if (seen)
+        qos_ring_publish(&seen->shm.back);
     return rc;
+}
+
+int selene_release_buffer(selene_sink *sink, selene_buffer *buffer)
+{
+    return selene_release_burst(sink, buffer, 1);
 }
 
 uint64_t selene_buffer_sent_ns(const selene_buffer *buffer)
@@ -399,6 +455,10 @@ int selene_sink_fd(selene_sink *sink)
             (void)epoll_ctl(fd, EPOLL_CTL_ADD, members[i], &e);
     }
     sink->poll_fd = fd;
+    sink->spin = false;
+    selene_edges_wait(sink, QOS_SHM_AWAKE);
+    /* From here on it sleeps. A producer that still believes it never does has looked without a fence: let every processor pass one. */
+    (void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
     signal_fd(sink->event_fd); /* the first consume arms it */
     return fd;
 }
@@ -417,7 +477,7 @@ static int create(struct selene_stream *stream, uint64_t channel, const char *na
     sink->callback = callback;
     sink->arg = arg;
     sink->poll_fd = -1;
-    sink->processors = qos_wait_processors();
+    sink->spinner = qos_spin_new(qos_wait_processors());
     sink->spin = stream->options.wait == SELENE_WAIT_SPIN || (stream->options.wait == SELENE_WAIT_AUTO && stream->options.resources);
     sink->event_fd = callback ? s->callback_fd : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     pthread_mutex_lock(&s->lock);
@@ -508,9 +568,16 @@ uint64_t selene_sink_id(const selene_sink *sink)
 
 void selene_sink_get_stats(const selene_sink *sink, selene_sink_stats *stats)
 {
+    struct selene_session *s = sink->session;
+    pthread_mutex_lock(&s->lock); /* the sink's thread changes its edges with it held */
     const struct selene_counters *c = sink->counters;
     *stats = (selene_sink_stats){c->messages, c->bytes, c->datagrams, c->lost, c->duplicated, c->reordered, c->dropped, c->refused,
                                  sink->edge_count, qos_load_relaxed(&sink->remotes)};
-    for (uint32_t i = 0; i < sink->edge_count; i++)
+    for (uint32_t i = 0; i < sink->edge_count; i++) {
         stats->dropped += qos_load_relaxed(&sink->edges[i]->shm.link->dropped);
+        stats->local_sources -= qos_load_relaxed(&sink->edges[i]->gone);
+    }
+    for (const struct edge_in *edge = sink->inbox; edge; edge = edge->next)
+        stats->local_sources++; /* that thread has not looked at it yet */
+    pthread_mutex_unlock(&s->lock);
 }

@@ -85,6 +85,10 @@ static void sleep_on_fds(struct selene_sink *sink, uint64_t timeout_ns)
     }
     selene_edges_wait(sink, QOS_SHM_AWAKE);
     qos_store_relaxed(&sink->sleeping, AWAKE);
+    if (remote && selene_receiver_enter(s)) {
+        (void)selene_receive(s, 0);
+        selene_receiver_leave(s);
+    }
 }
 
 void selene_sink_sleep(struct selene_sink *sink, uint64_t timeout_ns)

@@ -12,7 +12,7 @@
 
 #include "internal.h"
 
-#define DRAIN_EVERY 32u /* give-backs are looked at once in so many emits: the sink's index is a cache miss away */
+#define DRAIN_EVERY 16u /* give-backs are looked at once in so many emits: the sink's index is a cache miss away */
 #define FULL_YIELDS 64u
 #define FULL_SLEEP_NS 20000
 
@@ -260,6 +260,8 @@ static int wait_room(struct selene_source *source, uint32_t size, uint32_t slot_
         if (room_for(source, size, slot_bytes))
             break;
         if (flags & SELENE_DONTWAIT && step > 0) {
+            if (source->dest_count || source->relayed)
+                selene_probe(source); /* who only ever tries must not wait for credit that was lost */
             count(&source->counters->again, 1);
             return -EAGAIN;
         }
@@ -328,17 +330,24 @@ void selene_cancel_buffer(selene_source *source, selene_buffer *buffer)
 
 /* ---- Emit ---- */
 
-/* Wake the sinks that sleep: those on our bell all with one call. */
-static void wake_sinks(struct selene_source *source)
+/* Show the local sinks what was written for them, and wake those that sleep; on our bell all with one call. */
+static void publish(struct selene_source *source)
 {
-    bool bell = false;
+    bool bell = false, sleepers = false;
+    for (uint32_t i = 0; i < source->edge_count; i++)
+        qos_ring_publish(&source->edges[i]->shm.forward);
+    for (uint32_t i = 0; i < source->edge_count; i++)
+        sleepers = sleepers || qos_load_relaxed(&source->edges[i]->shm.link->waiting) != QOS_SHM_SPINS;
+    if (!sleepers)
+        return;
     /* pairs with the fences in sleep.c: either the sink sees our words, or we see that it sleeps */
     qos_fence_seq_cst();
     for (uint32_t i = 0; i < source->edge_count; i++) {
         struct edge_out *edge = source->edges[i];
-        if (QOS_LIKELY(qos_load_relaxed(&edge->shm.link->waiting) == QOS_SHM_AWAKE))
+        uint32_t how = qos_load_relaxed(&edge->shm.link->waiting);
+        if (QOS_LIKELY(how == QOS_SHM_AWAKE || how == QOS_SHM_SPINS))
             continue;
-        uint32_t how = qos_exchange_acq_rel(&edge->shm.link->waiting, QOS_SHM_AWAKE);
+        how = qos_exchange_acq_rel(&edge->shm.link->waiting, QOS_SHM_AWAKE);
         if (how == QOS_SHM_ON_BELL) {
             bell = true;
         } else if (how == QOS_SHM_ON_FD) {
@@ -361,10 +370,10 @@ static uint32_t emit_local(struct selene_source *source, uint64_t slice, uint32_
     uint64_t quota = EDGE_QUOTA(source->memory->tx_buffers);
     for (uint32_t i = 0; i < source->edge_count; i++) {
         struct edge_out *edge = source->edges[i];
-        int rc = qos_shm_push(&edge->shm, slice, size, sequence, slot_bytes, quota);
+        int rc = qos_shm_write(&edge->shm, slice, size, sequence, slot_bytes, quota);
         if (QOS_UNLIKELY(rc == -EAGAIN)) {
             drain_edge(source, edge);
-            rc = qos_shm_push(&edge->shm, slice, size, sequence, slot_bytes, quota);
+            rc = qos_shm_write(&edge->shm, slice, size, sequence, slot_bytes, quota);
         }
         if (QOS_LIKELY(rc == 0)) {
             holders++;
@@ -379,8 +388,8 @@ static uint32_t emit_local(struct selene_source *source, uint64_t slice, uint32_
     return holders;
 }
 
-/* Everything but the wake-up. */
-static int64_t emit_one(struct selene_source *source, selene_buffer *buffer, int flags)
+/* Everything but publish. `now`: Unix time, ns. */
+static int64_t emit_one(struct selene_source *source, selene_buffer *buffer, int flags, uint64_t now)
 {
     if (QOS_UNLIKELY(qos_load_relaxed(&source->changed)))
         selene_source_apply(source);
@@ -407,7 +416,7 @@ static int64_t emit_one(struct selene_source *source, selene_buffer *buffer, int
         selene_receiver_leave(source->session);
         selene_probe(source);
     }
-    uint64_t sequence = source->sequence++, now = qos_clock_realtime_ns();
+    uint64_t sequence = source->sequence++;
     uint8_t *payload = buffer->data;
     uint64_t sent = htole64(now), number = htole64(sequence);
     memcpy(payload - QOS_WIRE_OVERHEAD + 40, &sent, sizeof sent);
@@ -428,9 +437,9 @@ static int64_t emit_one(struct selene_source *source, selene_buffer *buffer, int
 
 int64_t selene_emit(selene_source *source, selene_buffer *buffer, int flags)
 {
-    int64_t token = emit_one(source, buffer, flags);
+    int64_t token = emit_one(source, buffer, flags, qos_clock_stamp_ns());
     if (QOS_LIKELY(token >= 0) && source->edge_count)
-        wake_sinks(source);
+        publish(source);
     return token;
 }
 
@@ -466,10 +475,11 @@ int selene_emit_burst(selene_source *source, selene_buffer *buffers, uint32_t n,
 {
     uint32_t done = 0;
     int64_t rc = 0;
-    while (done < n && (rc = emit_one(source, &buffers[done], flags | (done ? SELENE_DONTWAIT : 0))) >= 0)
+    uint64_t now = qos_clock_stamp_ns();
+    while (done < n && (rc = emit_one(source, &buffers[done], flags | (done ? SELENE_DONTWAIT : 0), now)) >= 0)
         done++;
     if (source->edge_count)
-        wake_sinks(source);
+        publish(source);
     return done ? (int)done : (int)rc;
 }
 
@@ -502,9 +512,19 @@ uint64_t selene_source_id(const selene_source *source)
 
 void selene_source_get_stats(const selene_source *source, selene_source_stats *stats)
 {
+    struct selene_session *s = source->session;
+    pthread_mutex_lock(&s->lock); /* the source's thread changes its edges with it held */
     const struct selene_counters *c = source->counters;
     *stats = (selene_source_stats){c->messages, c->bytes, c->datagrams, c->dropped, c->dropped_slow, c->failed, c->again,
                                    source->edge_count, source->dest_count + source->relayed};
+    /* and what that thread has not looked at yet */
+    for (const struct edge_out *edge = source->inbox; edge; edge = edge->next)
+        stats->local_sinks++;
+    for (uint32_t i = 0; i < source->edge_count; i++)
+        stats->local_sinks -= qos_load_relaxed(&source->edges[i]->gone);
+    if (source->new_route)
+        stats->remote_sinks = source->new_count + ((source->new_flags & SELENE_RELAYED) != 0);
+    pthread_mutex_unlock(&s->lock);
 }
 
 /* ---- Life ---- */

@@ -229,7 +229,7 @@ int selene_flush_locked(struct selene_source *source)
     if (b->opened_ns == 0)
         return 0;
     close_segment(source);
-    uint64_t begin = qos_clock_monotonic_ns();
+    uint64_t begin = qos_clock_stamp_ns();
     int rc = send_direct(source, b->data, b->used, b->segment, b->messages, b->cost);
     uint32_t references = 0;
     if (source->relayed) {
@@ -250,7 +250,7 @@ int selene_flush_locked(struct selene_source *source)
     b->opened_ns = 0;
     b->cost = 0;
     qos_sub_acq_rel(&source->session->open_batches, 1);
-    source->last_send_ns = qos_clock_monotonic_ns();
+    source->last_send_ns = qos_clock_stamp_ns();
     source->send_cost_ns = source->last_send_ns - begin;
     return rc;
 }
@@ -261,7 +261,7 @@ uint64_t selene_flush_session(struct selene_session *s, uint64_t min_age_ns)
     if (qos_load_acquire(&s->open_batches) == 0)
         return next;
     pthread_mutex_lock(&s->lock);
-    uint64_t now = qos_clock_monotonic_ns();
+    uint64_t now = qos_clock_stamp_ns();
     for (struct selene_source *x = s->sources; x; x = x->next) {
         /* whoever holds the lock is about to send anyway */
         if (pthread_mutex_trylock(&x->batch_lock) != 0)
@@ -371,21 +371,23 @@ static int send_alone(struct selene_source *source, uint64_t slice, uint8_t *pay
         }
     }
     source->outcomes[sequence % SELENE_OUTCOMES] = (int16_t)(rc < 0 ? rc : references == 0);
-    source->last_send_ns = qos_clock_monotonic_ns();
+    source->last_send_ns = qos_clock_stamp_ns();
     source->send_cost_ns = source->last_send_ns - now;
     return references;
 }
 
 int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *payload, uint32_t size, uint64_t sent_ns, uint64_t sequence)
 {
-    uint64_t now = qos_clock_monotonic_ns();
+    uint64_t now = sent_ns;
     struct batch *b = &source->batch;
     int rc;
     pthread_mutex_lock(&source->batch_lock);
     if (b->opened_ns == 0) {
         /* idle when the last send was over for longer than a fraction of what a send takes: then a batch would only add latency */
         uint64_t idle = source->send_cost_ns / 4 < BATCH_IDLE_MAX_NS ? source->send_cost_ns / 4 : BATCH_IDLE_MAX_NS;
-        bool flood = source->stream->options.coalesce && now - source->last_send_ns < idle;
+        uint32_t consumed = qos_load_relaxed(&source->session->consumed);
+        bool flood = source->stream->options.coalesce && now - source->last_send_ns < idle && consumed == source->last_consumed;
+        source->last_consumed = consumed;
         if (!flood || QOS_WIRE_OVERHEAD + ((size + 7) & ~7u) > source->segment_limit || batch_open(source, size, now) < 0) {
             rc = send_alone(source, slice, payload, size, sent_ns, sequence, now);
             pthread_mutex_unlock(&source->batch_lock);

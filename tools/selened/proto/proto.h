@@ -282,7 +282,7 @@ struct selene_ready {
     uint32_t host; /* random, chosen by this datapath process: the upper half of every source id */
     uint32_t pid;
     uint32_t sessions; /* alive */
-    uint32_t flags;    /* 1: it has its UDP socket; 2: it knows SELENE_RESUME in O_SESSION, and O_SWEEP */
+    uint32_t flags;    /* 1: it has its UDP socket; 2: it knows SELENE_RESUME in O_SESSION; 4: it knows O_SWEEP */
     char version[64];
 };
 

@@ -22,7 +22,7 @@ COMMANDS: Final = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(cli.Group):
     """A group whose commands are imported when they are needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -40,7 +40,7 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@cli.group("selene", cls=LazyGroup)
+@click.group("selene", cls=LazyGroup, context_settings=cli.settings("selene"))
 @cli.common_options
 def selene() -> None:
     """Client of selened, the daemon of SELENE on this host."""

@@ -6,14 +6,14 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from selene.commands import common
 
 from libqos import cli
+from selene.commands import common
 
 
-@cli.command("explain")
-@click.option("--acceleration", type=click.Choice(["slow", "fast"]), help="Of the stream to explain.", show_default=False)
-@click.option("--resources", type=click.Choice(["low", "any"]), help="Of the stream to explain.", show_default=False)
+@click.command("explain", cls=cli.Command)
+@click.option("--acceleration", type=click.Choice(["slow", "fast"]), help="Of the stream to explain.")
+@click.option("--resources", type=click.Choice(["low", "any"]), help="Of the stream to explain.")
 @click.option("--time-sensitive", is_flag=True, help="Of the stream to explain.")
 @common.options
 def command(

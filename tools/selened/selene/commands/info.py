@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import click
-from selene.commands import common
 
 from libqos import cli
+from selene.commands import common
+
+KINDS: Final = ["daemon", "peer", "session", "stream", "source", "sink"]
 
 
-@cli.command("info")
-@click.option(
-    "--kind", type=click.Choice(["daemon", "peer", "session", "stream", "source", "sink"]), help="Only records of a kind."
-)
+@click.command("info", cls=cli.Command)
+@click.option("--kind", type=click.Choice(KINDS), help="Only records of this kind.")
 @common.options
 def command(kind: str | None, socket_path: str, output_format: str) -> None:
     """What the daemon is serving: peers, sessions, streams, sources, sinks.

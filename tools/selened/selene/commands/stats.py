@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import click
-from selene.commands import common
 
 from libqos import cli
+from selene.commands import common
 
 
-@cli.command("stats")
+@click.command("stats", cls=cli.Command)
 @click.option("--follow", is_flag=True, help="Again and again, until interrupted.")
 @click.option(
     "--interval", "interval_s", type=click.FloatRange(0.1, 3600), default=1.0, metavar="SECONDS", help="With --follow."

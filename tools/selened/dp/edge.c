@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "edge.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "packet.h"
+
+#define SOCKET_WAIT_MS 200
+
+_Static_assert(sizeof(struct selene_edge) <= SELENE_EDGE_RINGS, "the head of an edge fits in front of its rings");
+_Static_assert(SELENE_EDGE_RINGS % QOS_CACHE_LINE == 0, "rings are cache-line aligned");
+
+static unsigned bucket(uint64_t source, uint64_t sink)
+{
+    return (unsigned)((source * 0x9e3779b97f4a7c15u ^ sink * 0xc2b2ae3d27d4eb4fu) >> 40) % DP_EDGE_BUCKETS;
+}
+
+/* Formatted and sealed memory for an edge, or a negative errno. */
+static int create_memory(uint32_t depth)
+{
+    size_t forward = qos_ring_size(2 * depth), size = SELENE_EDGE_RINGS + forward + qos_ring_size(depth);
+    int fd = dp_memfd_create("selene-edge", size);
+    if (fd < 0)
+        return fd;
+    int rc = -ENOMEM;
+    uint8_t *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (base != MAP_FAILED) {
+        rc = qos_ring_init(base + SELENE_EDGE_RINGS, 2 * depth);
+        if (rc == 0)
+            rc = qos_ring_init(base + SELENE_EDGE_RINGS + forward, depth);
+        munmap(base, size);
+    }
+    if (rc == 0)
+        rc = dp_memfd_seal(fd, false);
+    if (rc < 0) {
+        close(fd);
+        return rc;
+    }
+    return fd;
+}
+
+/* It could not be told: it has gone, and that will be noticed, or it does not read. */
+static void not_told(struct dp_session *s, int error)
+{
+    if (error == -EPIPE || error == -ECONNRESET)
+        dp_session_end(s, 0, "");
+    else
+        dp_session_end(s, ECONNABORTED, "does not read its session socket");
+}
+
+static int tell(struct dp_session *s, struct selene_edge_open *packet, uint16_t type, int memory, int other)
+{
+    int fds[] = {memory, other};
+    int rc = dp_packet_send(s->socket, packet, sizeof *packet, type, 0, fds, 2, SOCKET_WAIT_MS);
+    if (rc < 0)
+        not_told(s, rc);
+    return rc;
+}
+
+static void tell_gone(struct dp_session *s, uint64_t id)
+{
+    struct selene_edge_gone packet = {.edge = id};
+    if (s->ending)
+        return;
+    int rc = dp_packet_send(s->socket, &packet, sizeof packet, SELENE_D_EDGE_GONE, 0, NULL, 0, SOCKET_WAIT_MS);
+    if (rc < 0)
+        not_told(s, rc);
+}
+
+static struct dp_edge *find(struct dp_edges *edges, const struct selene_order_edge *o)
+{
+    struct dp_edge *e = edges->buckets[bucket(o->source, o->sink)];
+    while (e != NULL && (e->source != o->source || e->sink != o->sink))
+        e = e->next;
+    return e;
+}
+
+static uint32_t round_depth(uint32_t depth)
+{
+    uint32_t rounded = 1;
+    while (rounded < depth)
+        rounded *= 2;
+    return rounded;
+}
+
+int dp_edge_create(struct dp_edges *edges, const struct selene_order_edge *o, struct dp_session *from,
+                   struct dp_session *to, int event_fd)
+{
+    uint32_t depth = round_depth(o->depth == 0                  ? SELENE_EDGE_DEPTH
+                                 : o->depth < DP_EDGE_MAX_DEPTH ? o->depth
+                                                                : DP_EDGE_MAX_DEPTH);
+    struct dp_edge *e = find(edges, o);
+    if (e != NULL && (e->from != from || e->to != to))
+        return -EEXIST;
+    if (e != NULL) {
+        e->order_id = o->edge;
+        return 0;
+    }
+    if (edges->count == DP_EDGE_MAX)
+        return -ENOSPC;
+    e = calloc(1, sizeof *e);
+    if (e == NULL)
+        return -ENOMEM;
+    int memory = create_memory(depth);
+    if (memory < 0) {
+        free(e);
+        return memory;
+    }
+    *e = (struct dp_edge){
+        .id = o->edge, .order_id = o->edge, .source = o->source, .sink = o->sink, .from = from, .to = to};
+    struct selene_edge_open packet = {
+        .edge = o->edge,
+        .source = o->source,
+        .sink = o->sink,
+        .session = from->id,
+        .depth = depth,
+        .tx_buffers = SELENE_TX_BUFFERS,
+    };
+    /* the consumer first: it is ready when the producer begins */
+    int rc = tell(to, &packet, SELENE_D_EDGE_SINK, memory, from->tx_fd);
+    if (rc == 0) {
+        rc = tell(from, &packet, SELENE_D_EDGE_SOURCE, memory, event_fd);
+        if (rc < 0)
+            tell_gone(to, e->id);
+    }
+    close(memory);
+    if (rc < 0) {
+        free(e);
+        return rc;
+    }
+    struct dp_edge **p = &edges->buckets[bucket(o->source, o->sink)];
+    e->next = *p;
+    *p = e;
+    edges->count++;
+    return 0;
+}
+
+static void end(struct dp_edges *edges, struct dp_edge **p)
+{
+    struct dp_edge *e = *p;
+    *p = e->next;
+    edges->count--;
+    tell_gone(e->from, e->id);
+    if (e->to != e->from)
+        tell_gone(e->to, e->id);
+    free(e);
+}
+
+void dp_edge_end(struct dp_edges *edges, uint64_t order_id)
+{
+    for (unsigned b = 0; b < DP_EDGE_BUCKETS; b++)
+        for (struct dp_edge **p = &edges->buckets[b]; *p != NULL; p = &(*p)->next)
+            if ((*p)->order_id == order_id) {
+                end(edges, p);
+                return;
+            }
+}
+
+void dp_edge_end_all(struct dp_edges *edges, const struct dp_session *session)
+{
+    for (unsigned b = 0; b < DP_EDGE_BUCKETS; b++)
+        for (struct dp_edge **p = &edges->buckets[b]; *p != NULL;) {
+            if ((*p)->from == session || (*p)->to == session)
+                end(edges, p);
+            else
+                p = &(*p)->next;
+        }
+}

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sockets that the daemon makes: UDP for data, unix for clients."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import socket
+import stat
+from typing import TYPE_CHECKING, Final
+
+from libqos.errors import QosError
+from selened.wire import Address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+_SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h; the module socket lacks it
+_PATH_BYTES: Final = 107
+
+
+class SocketError(QosError):
+    """A socket that cannot be made; the text says what to do."""
+
+
+def udp(ip: str, ports: Iterable[int], receive_bytes: int) -> tuple[socket.socket, int]:
+    """A UDP socket on the first free port of `ports` (0: any), and how many bytes it can hold. Raises SocketError."""
+    last: OSError | None = None
+    for port in ports:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.bind((ip, port))
+            return sock, set_receive_buffer(sock, receive_bytes)
+        except OSError as failure:
+            sock.close()
+            last = failure
+            if failure.errno != errno.EADDRINUSE:
+                break
+    raise _udp_failure(ip, last) from last
+
+
+def _udp_failure(ip: str, failure: OSError | None) -> SocketError:
+    if failure is None or failure.errno == errno.EADDRINUSE:
+        return SocketError("all UDP ports are in use: choose another port, or widen direct_ports")
+    if failure.errno == errno.EADDRNOTAVAIL:
+        return SocketError(f"{ip} is no address of this host: set address to one that `ip address` shows")
+    return SocketError(f"UDP socket on {ip}: {failure.strerror}")
+
+
+def in_random_order(ports: range) -> list[int]:
+    """The ports to try for a direct session; 0 (any) when the range is empty."""
+    return random.sample(ports, len(ports)) if ports else [0]
+
+
+def set_receive_buffer(sock: socket.socket, wanted: int) -> int:
+    """Ask for a receive buffer of `wanted` bytes, past the system's limit if we may. Gives what the kernel grants,
+    in its own counting (twice the bytes asked for, since it books its overhead too: socket(7))."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, wanted)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+
+def receive_buffer_warning(granted: int, wanted: int) -> str:
+    """What to say when the kernel granted less than was wanted; '' when it did not."""
+    if granted >= 2 * wanted:
+        return ""
+    return (
+        f"receive buffers are {granted // 2} bytes instead of {wanted}: net.core.rmem_max is too small, so bursts of "
+        f"best-effort traffic may be lost; run `sysctl -w net.core.rmem_max={wanted}`, or give selened CAP_NET_ADMIN"
+    )
+
+
+def check_path(path: Path) -> None:
+    """Raises SocketError when a socket beside `path` would not fit into an address."""
+    if len(os.fsencode(f"{path}.status")) > _PATH_BYTES:
+        raise SocketError(f"{path}: the path is too long for a socket, accepted at most {_PATH_BYTES - 7} bytes")
+
+
+def listen(path: Path, mode: int) -> socket.socket:
+    """A listening SEQPACKET socket. The caller holds the lock of `path`, so a socket file there is a dead daemon's and
+    is replaced. Raises SocketError."""
+    remove(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    mask = os.umask(0o777 & ~mode)  # nobody connects under another mode, not even for a moment
+    try:
+        sock.bind(os.fspath(path))
+        sock.listen(128)
+    except OSError as failure:
+        sock.close()
+        raise SocketError(f"{path}: cannot listen: {failure.strerror}") from failure
+    finally:
+        os.umask(mask)
+    sock.setblocking(False)
+    return sock
+
+
+def remove(path: Path) -> None:
+    """Remove a socket file. Anything else at that path is left alone: SocketError."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise SocketError(f"{path}: exists and is no socket; remove it, or give another --socket")
+        path.unlink()
+
+
+def local_address(sock: socket.socket) -> Address:
+    """Where a UDP socket is bound."""
+    ip, port = sock.getsockname()[:2]
+    return Address(ip, port)

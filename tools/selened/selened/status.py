@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the status socket answers: info, explain, stats. Read-only; any local user may ask."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+import libqos
+from libqos.policy import Acceleration, Resources
+from libqos.rpc import Peer as Asker
+from libqos.rpc import RpcError
+from selened.datapath import DatapathError
+from selened.mapping import StreamPolicy, decide
+from selened.pages import SINK_COUNTERS, SOURCE_COUNTERS
+from selened.sessions import SOURCE, Client
+from selened.wire import VERSION, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from libqos.rpcserver import Method
+    from selened.core import Core
+
+Record = dict[str, Any]
+Params = dict[str, Any]
+
+
+class Status:
+    """The methods of the status socket."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.methods: dict[str, Method] = {
+            "info": self.info, "explain": self.explain, "stats": self.stats, "follow": self.follow,
+        }  # fmt: skip
+
+    # ---- info ----
+
+    async def info(self, _: Params, __: Asker) -> list[Record]:
+        """Everything there is, as records: daemon, peer, session, stream, source, sink."""
+        records = [self._daemon(), *self._peers()]
+        for client in self.core.clients.values():
+            records.append(self._session(client))
+            records += [
+                {"kind": "stream", "session": _hex(client.id), "handle": handle, "stream": stream.stream}
+                | {"technology": stream.decision.chosen.label, "warning": stream.decision.warning or None}
+                for handle, stream in client.streams.items()
+            ]
+            records += [self._endpoint(client, endpoint) for endpoint in client.endpoints]
+        return records
+
+    def _daemon(self) -> Record:
+        core = self.core
+        return {
+            "kind": "daemon",
+            "version": libqos.__version__,
+            "protocol": VERSION,
+            "host": f"{core.host:08x}",
+            "address": str(core.address),
+            "technologies": core.capabilities.usable,
+            "sessions": len(core.clients),
+            "datapath": {
+                "version": core.datapath.version, "pid": core.datapath.pid, "adopted": core.datapath.adopted,
+                "resumes": core.datapath.can_resume,
+            },
+            "receive_buffer_bytes": core.receive_bytes // 2,
+            "collisions": core.router.collisions,
+            "notices": dict(core.notices.counts),
+            "config": _config(core.settings),
+        }
+
+    def _peers(self) -> list[Record]:
+        peers = self.core.peers
+        if peers is None:
+            return []
+        records = []
+        for address, link in peers.links.items():
+            remote = peers.remotes[address]
+            table = remote.table
+            records.append(
+                {
+                    "kind": "peer",
+                    "address": str(address),
+                    "state": link.state,
+                    "reason": link.reason or None,
+                    "host": f"{table.host:08x}" if table is not None else None,
+                    "announces": remote.writer is not None,
+                    "sinks": len(table.sinks) if table is not None else 0,
+                    "sources": len(table.sources) if table is not None else 0,
+                    "sent": link.sent,
+                    "acknowledged": link.acked,
+                }
+            )
+        return records
+
+    def _session(self, client: Client) -> Record:
+        return {
+            "kind": "session",
+            "session": _hex(client.id),
+            "program": client.program,
+            "pid": client.pid,
+            "uid": client.peer.uid,
+            "path": "direct" if client.direct else "relayed",
+            "why": client.why,
+            "address": str(client.address) if client.address is not None else None,
+            "sources": sum(item.kind == SOURCE for item in client.endpoints.values()),
+            "sinks": sum(item.kind != SOURCE for item in client.endpoints.values()),
+        }
+
+    def _endpoint(self, client: Client, endpoint: int) -> Record:
+        router = self.core.router
+        entry = client.endpoints[endpoint]
+        plan = router.plan(entry.key)
+        record: Record = {
+            "kind": "source" if entry.kind == SOURCE else "sink",
+            "id": _hex(endpoint),
+            "session": _hex(client.id),
+            "stream": entry.key.stream,
+            "channel": _hex(entry.key.channel),
+            "name": entry.key.name or None,
+            "edges": self.core.edges_of(endpoint) if endpoint in router.endpoints else 0,
+        }
+        if entry.kind == SOURCE:
+            route, through = plan.routes.get(endpoint), plan.datapath_routes.get(endpoint)
+            dests = (route.dests if route else ()) + (through.dests if through else ())
+            record |= {
+                "remote": [str(dest.address) for dest in dests],
+                "relayed": bool(route and route.relayed),
+                "epoch": router.epochs.get(endpoint, 0),
+            }
+        else:
+            accepts = plan.accepts.get(endpoint, ())
+            record |= {"remote_sources": len(accepts), "relayed": any(item.relayed for item in accepts)}
+        return record
+
+    # ---- explain ----
+
+    async def explain(self, params: Params, _: Asker) -> list[Record]:
+        """With `acceleration` or `resources`: what such a stream would get. Else: every live stream and session."""
+        if not params:
+            return [record for client in self.core.clients.values() for record in self._explain(client)]
+        unknown = params.keys() - {"acceleration", "resources", "time_sensitive"}
+        try:
+            policy = StreamPolicy(
+                acceleration=Acceleration(params.get("acceleration", "slow")),
+                resources=Resources(params.get("resources", "low")),
+                time_sensitive=int(bool(params.get("time_sensitive", False))),
+            )
+        except ValueError as error:
+            raise RpcError("bad-request", f"{error}; accepted acceleration slow | fast, resources low | any") from None
+        if unknown:
+            raise RpcError("bad-request", f"unknown: {', '.join(sorted(unknown))[:80]}")
+        try:
+            return [{"kind": "decision", **decide(policy, self.core.capabilities).record()}]
+        except RefusedError as refusal:
+            raise RpcError("refused", str(refusal)) from None
+
+    def _explain(self, client: Client) -> list[Record]:
+        session = {"session": _hex(client.id), "program": client.program, "pid": client.pid}
+        path = {"path": "direct" if client.direct else "relayed", "path_reason": client.why}
+        if not client.streams:
+            return [{"kind": "decision", **session, **path}]
+        return [
+            {"kind": "decision", **session, "stream": stream.stream, **stream.decision.record(), **path}
+            for stream in client.streams.values()
+        ]
+
+    # ---- stats ----
+
+    async def stats(self, _: Params, __: Asker) -> list[Record]:
+        """Counters: one record for the datapath process, one per source and sink."""
+        now = time.time_ns()
+        records: list[Record] = []
+        try:
+            totals, *sessions = await self.core.datapath.stats()
+        except DatapathError as failure:
+            raise RpcError("no-datapath", str(failure)) from None
+        totals.pop("session")
+        records.append({"kind": "datapath", "ts_ns": now, "pid": self.core.datapath.pid, **_units(totals)})
+        relayed = {row.pop("session"): row for row in sessions}
+        for client in list(self.core.clients.values()):
+            if client.id in relayed and any(relayed[client.id].values()):
+                records.append(
+                    {"kind": "relay", "ts_ns": now, "session": _hex(client.id), "program": client.program}
+                    | _units(relayed[client.id])
+                )
+            records += [self._counters(client, endpoint, now) for endpoint in client.endpoints]
+        return records
+
+    def _counters(self, client: Client, endpoint: int, now: int) -> Record:
+        entry = client.endpoints[endpoint]
+        source = entry.kind == SOURCE
+        names = SOURCE_COUNTERS if source else SINK_COUNTERS
+        counters = client.page.counters(entry.index, names) if client.page is not None else {}
+        return {
+            "kind": "source" if source else "sink",
+            "ts_ns": now,
+            "id": _hex(endpoint),
+            "program": client.program,
+            "pid": client.pid,
+            "stream": entry.key.stream,
+            "channel": _hex(entry.key.channel),
+            "name": entry.key.name or None,
+            **_units(counters),
+        }
+
+    async def follow(self, params: Params, asker: Asker) -> AsyncIterator[list[Record]]:
+        """`stats` every `interval_s` seconds until the asker goes."""
+        interval = params.get("interval_s", 1.0)
+        if type(interval) not in (int, float) or not 0.1 <= interval <= 3600:
+            raise RpcError("bad-request", "interval_s: accepted 0.1 to 3600 seconds")
+        while True:
+            yield await self.stats({}, asker)
+            await asyncio.sleep(interval)
+
+
+def _units(counters: dict[str, int]) -> dict[str, int]:
+    """Names that carry their unit: a count of bytes ends in _bytes."""
+    return {"size_bytes" if name == "bytes" else name: value for name, value in counters.items()}
+
+
+def _hex(number: int) -> str:
+    """64-bit numbers as text: a JSON reader with floating point would lose their last digits."""
+    return f"{number:016x}"
+
+
+def _config(settings: Any) -> Record:
+    """The configuration without the secrets' places."""
+    config = dataclasses.asdict(settings)
+    config["tls"] = settings.tls.enabled
+    return config
