@@ -29,7 +29,7 @@ MAX_INTERFACES: Final = 4  # a host with containers can have hundreds
 
 
 class Processors:
-    """Share of time that each processor was busy, over the last one to two seconds; at first, since the system began."""
+    """Share of time that each processor was busy, over the last one to two seconds; at first, since it was started."""
 
     def __init__(self) -> None:
         self._since_ns = time.monotonic_ns()

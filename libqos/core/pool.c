@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #define NONE UINT32_MAX
+#define IDLE_MAX 16u /* idle buffers a cache keeps at most: going to the pool costs a lock, hoarding starves other caches */
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -41,6 +42,7 @@ struct qos_cache {
     struct qos_pool *pool;
     uint32_t partial[QOS_POOL_CLASSES]; /* buffers with a free slot */
     uint32_t used;                      /* slots referenced */
+    uint32_t idle;                      /* buffers without any */
 };
 
 struct owner {
@@ -160,6 +162,7 @@ static int buffer_take(struct qos_cache *cache, uint8_t class)
     b->first = 0;
     for (uint32_t i = 0; i < b->slots; i++)
         b->after[i] = (uint8_t)(i + 1);
+    cache->idle++;
     partial_add(cache, number);
     return 0;
 }
@@ -189,6 +192,7 @@ static uint32_t give_idle(struct qos_cache *cache)
             }
         }
     }
+    cache->idle = 0;
     return given;
 }
 
@@ -217,6 +221,7 @@ int qos_cache_borrow(struct qos_cache *cache, uint32_t size, uint64_t *slice)
     struct buffer *b = &pool->buffers[number];
     uint32_t slot = b->first;
     b->first = b->after[slot];
+    cache->idle -= b->free == b->slots;
     if (--b->free == 0)
         partial_remove(cache, number);
     uint32_t index = number * QOS_POOL_SLOTS + slot;
@@ -282,8 +287,14 @@ int qos_cache_drop(struct qos_cache *cache, uint64_t slice)
     b->first = (uint8_t)slot;
     if (b->free++ == 0)
         partial_add(cache, number);
-    /* Idle buffers stay with the cache while the pool has plenty, and one per class in any case: going to the pool costs a lock. */
-    if (b->free == b->slots && (b->next != NONE || b->previous != NONE) && qos_load_relaxed(&pool->left) < pool->region.count / 2)
+    if (b->free < b->slots)
+        return 0;
+    /* one buffer per class stays in any case, the others while the pool has plenty */
+    if (b->next == NONE && b->previous == NONE)
+        cache->idle++;
+    else if (cache->idle < IDLE_MAX && qos_load_relaxed(&pool->left) >= pool->region.count / 4)
+        cache->idle++;
+    else
         buffer_give(cache, number);
     return 0;
 }

@@ -23,6 +23,7 @@ static struct {
     _Atomic uint32_t sequence;
     _Atomic uint64_t ticks, ns, rate, max_ticks;
 } anchor;
+__extension__ typedef unsigned __int128 wide;
 static pthread_mutex_t calibrating = PTHREAD_MUTEX_INITIALIZER;
 
 static bool counter_is_clock(void)
@@ -71,9 +72,9 @@ void qos_clock_stamp_calibrate(void)
         qos_fence_seq_cst(); /* pairs with the acquire fence in qos_clock_stamp_ns */
         qos_store_relaxed(&anchor.ticks, ticks);
         qos_store_relaxed(&anchor.ns, ns);
-        uint64_t rate = continuous ? (uint64_t)(((unsigned __int128)span_ns << RATE_SHIFT) / span_ticks) : 0;
+        uint64_t rate = continuous ? (uint64_t)(((wide)span_ns << RATE_SHIFT) / span_ticks) : 0;
         qos_store_relaxed(&anchor.rate, rate);
-        qos_store_relaxed(&anchor.max_ticks, rate ? (uint64_t)(((unsigned __int128)MAX_AGE_NS << RATE_SHIFT) / rate) : 0);
+        qos_store_relaxed(&anchor.max_ticks, rate ? (uint64_t)(((wide)MAX_AGE_NS << RATE_SHIFT) / rate) : 0);
         qos_store_release(&anchor.sequence, qos_load_relaxed(&anchor.sequence) + 1);
         last_ticks = ticks;
         last_ns = ns;
@@ -89,7 +90,7 @@ uint64_t qos_clock_stamp_ns(void)
     qos_fence_acquire();
     if (QOS_UNLIKELY(before & 1 || age >= max || qos_load_relaxed(&anchor.sequence) != before))
         return qos_clock_realtime_ns();
-    return ns + (uint64_t)(((unsigned __int128)age * rate) >> RATE_SHIFT);
+    return ns + (uint64_t)(((wide)age * rate) >> RATE_SHIFT);
 }
 
 #else

@@ -230,13 +230,15 @@ class Daemon:
         return self.process.wait(TIMEOUT_S)
 
     def close(self) -> None:
-        for client in self.clients:
-            client.close()
-        if self.process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.stop()
-        self.process.kill()
-        self.process.wait()
+        try:
+            for client in self.clients:
+                client.close()
+            if self.process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.stop()
+        finally:
+            self.process.kill()
+            self.process.wait()
         wait_until(lambda: not _listens(Path(f"{self.path}.dp")), "the end of selened-dp")
 
 
@@ -271,10 +273,11 @@ def make_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
         made.append(Daemon(tmp_path, name, config, *arguments, port=port))
         return made[-1]
 
-    yield make
-    for daemon in made:
-        if hasattr(daemon, "process"):
-            daemon.close()
+    with contextlib.ExitStack() as stack:  # every one is ended, whatever happens to the others
+        yield make
+        for item in made:
+            if hasattr(item, "process"):
+                stack.callback(item.close)
 
 
 @pytest.fixture

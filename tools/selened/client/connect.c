@@ -112,7 +112,9 @@ static int greet(struct selene_session *s, int fd, struct selene_welcome *welcom
     hello.flags = (s->options.relayed ? SELENE_RELAYED : 0u) | (s->id ? SELENE_RESUME : 0u);
     snprintf(hello.program, sizeof hello.program, "%s", s->program);
     int netns = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-    int rc = selene_send_packet(fd, &hello, sizeof hello, SELENE_C_HELLO, 1, &netns, netns >= 0 ? 1 : 0);
+    /* a session that goes on shows its socket: the daemon has forgotten where it is bound */
+    int shown[2] = {netns, netns >= 0 && s->id && s->memory->udp ? s->memory->udp->ops->wait_fd(s->memory->udp) : -1};
+    int rc = selene_send_packet(fd, &hello, sizeof hello, SELENE_C_HELLO, 1, shown, (shown[0] >= 0) + (shown[1] >= 0));
     if (netns >= 0)
         close(netns);
     if (rc == 0)
@@ -135,7 +137,8 @@ static int greet(struct selene_session *s, int fd, struct selene_welcome *welcom
     if (answer.msg.version != SELENE_PROTO_VERSION)
         return selene_fail(-EPROTONOSUPPORT, "selened at %s speaks protocol version %u, this library %d: install the same version",
                            s->socket_path, answer.msg.version, SELENE_PROTO_VERSION);
-    if (answer.msg.type != SELENE_S_WELCOME || (size_t)n < sizeof answer.welcome || *fd_count < 1)
+    if (answer.msg.type != SELENE_S_WELCOME || (size_t)n < sizeof answer.welcome ||
+        (*fd_count < 1 && !(answer.welcome.flags & SELENE_RESUME)))
         return selene_fail(-EPROTO, "selened at %s sent no welcome", s->socket_path);
     *welcome = answer.welcome;
     return 0;
@@ -182,7 +185,7 @@ int selene_connect(struct selene_session *s)
         s->control_fd = fd;
         return 0;
     }
-    struct memory *m = take_memory(fds[0]);
+    struct memory *m = fd_count > 0 ? take_memory(fds[0]) : NULL;
     if (m && fd_count >= 2 && (w.flags & SELENE_DIRECT))
         rc = qos_udp_open(&m->udp, fds[1]);
     if (!m || rc < 0) {

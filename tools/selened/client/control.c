@@ -99,6 +99,7 @@ int selene_declare_endpoint(struct selene_stream *stream, struct endpoint *e, in
         .index = e->index,
         .channel = e->channel,
         .id = e->id,
+        .epoch = e->epoch,
         .name_length = (uint32_t)strlen(e->name),
     };
     memcpy(packet.name, e->name, packet.name_length);

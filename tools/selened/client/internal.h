@@ -178,6 +178,7 @@ struct endpoint {
     uint64_t channel;
     char name[SELENE_MAX_NAME + 1];
     uint32_t index; /* of the counters */
+    uint32_t epoch; /* of a source's path, so that a restarted daemon goes on from there */
     uint32_t edges_expected, edges_seen;
 };
 

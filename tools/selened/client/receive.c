@@ -17,7 +17,6 @@
 
 #include "internal.h"
 
-#define ANSWER_TO_PROBE 0x8000u /* a CREDIT the datapath process forwards at once */
 #define RX_OFFSET 48u           /* the first payload of a reception is then 64-byte aligned */
 #define RELAY_BURST 64
 
@@ -348,7 +347,8 @@ static bool handle(struct selene_session *s, const struct arrival *a)
         pthread_mutex_lock(&s->remote_lock);
         r = remote_of(s, w.source);
     }
-    if (!r || (a->from && !qos_address_equal(a->from, &r->address))) {
+    /* parts of a larger message: nobody puts them together yet */
+    if (!r || (a->from && !qos_address_equal(a->from, &r->address)) || w.flags & QOS_WIRE_FRAGMENT) {
         count(&s->counters->refused, 1);
         return false;
     }
@@ -356,7 +356,7 @@ static bool handle(struct selene_session *s, const struct arrival *a)
         /* what was sent before the probe and has not come is lost: nothing of it waits for a sink */
         if (qos_load_acquire(&r->items) == 0 && (int32_t)(w.credit - qos_load_relaxed(&r->taken)) > 0)
             qos_store_release(&r->taken, w.credit);
-        selene_credit_send(s, r, ANSWER_TO_PROBE);
+        selene_credit_send(s, r, QOS_WIRE_ANSWER);
         return false;
     }
     return w.type == QOS_WIRE_DATA && deliver(s, a, &w, r);

@@ -18,6 +18,7 @@
 #define CLOSING_NS 20000000u /* how often closed sources are looked at */
 #define CALIBRATE_NS 100000000u
 #define IDLE_NS 1000000000u
+#define NAPS_PER_LOOK 32
 
 void selene_kick(struct selene_session *s)
 {
@@ -107,14 +108,16 @@ static void redeclare(struct selene_session *s, bool fresh)
 
 static void reconnect(struct selene_session *s)
 {
-    bool fresh = s->session_fd < 0;
+    uint64_t before = s->id;
     if (selene_connect(s) < 0) {
         s->backoff_ns = s->backoff_ns * 2 < BACKOFF_MAX_NS ? s->backoff_ns * 2 : BACKOFF_MAX_NS;
         s->retry_ns = qos_clock_monotonic_ns() + s->backoff_ns;
         return;
     }
+    bool fresh = s->id != before;
     if (fresh) {
         pthread_mutex_lock(&s->lock);
+        selene_edges_gone(s); /* of a session that could not go on */
         for (struct selene_source *x = s->sources; x; x = x->next) {
             x->new_memory = true;
             qos_store_release(&x->changed, true);
@@ -169,12 +172,17 @@ static uint64_t next_due(struct selene_session *s, uint64_t now)
 void *selene_service(void *arg)
 {
     struct selene_session *s = arg;
-    uint64_t closing_due = 0, calibrate_due = 0;
+    uint64_t closing_due = 0, calibrate_due = 0, naps = 0;
     (void)prctl(PR_SET_NAME, "selene-service");
     (void)prctl(PR_SET_TIMERSLACK, 1);
     while (!qos_load_acquire(&s->stop)) {
         uint64_t now = qos_clock_monotonic_ns(), sleep = next_due(s, now);
         struct timespec ts = {(time_t)(sleep / 1000000000u), (long)(sleep % 1000000000u)};
+        if (sleep <= BATCH_TIMER_NS && ++naps % NAPS_PER_LOOK) {
+            /* between batches only the clock matters; the sockets are looked at once a millisecond or so */
+            (void)nanosleep(&ts, NULL);
+            continue;
+        }
         struct pollfd p[3] = {{s->kick_fd, POLLIN, 0}, {s->control_fd, POLLIN, 0}, {s->session_fd, POLLIN, 0}};
         int n = ppoll(p, 3, &ts, NULL);
         if (n > 0 && p[0].revents) {

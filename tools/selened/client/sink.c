@@ -572,12 +572,15 @@ void selene_sink_get_stats(const selene_sink *sink, selene_sink_stats *stats)
     pthread_mutex_lock(&s->lock); /* the sink's thread changes its edges with it held */
     const struct selene_counters *c = sink->counters;
     *stats = (selene_sink_stats){c->messages, c->bytes, c->datagrams, c->lost, c->duplicated, c->reordered, c->dropped, c->refused,
-                                 sink->edge_count, qos_load_relaxed(&sink->remotes)};
+                                 0, qos_load_relaxed(&sink->remotes)};
     for (uint32_t i = 0; i < sink->edge_count; i++) {
         stats->dropped += qos_load_relaxed(&sink->edges[i]->shm.link->dropped);
-        stats->local_sources -= qos_load_relaxed(&sink->edges[i]->gone);
+        stats->local_sources += !qos_load_relaxed(&sink->edges[i]->gone);
     }
-    for (const struct edge_in *edge = sink->inbox; edge; edge = edge->next)
-        stats->local_sources++; /* that thread has not looked at it yet */
+    /* and what that thread has not looked at yet */
+    for (const struct edge_in *edge = sink->inbox; edge; edge = edge->next) {
+        stats->dropped += qos_load_relaxed(&edge->shm.link->dropped);
+        stats->local_sources += !qos_load_relaxed(&edge->gone);
+    }
     pthread_mutex_unlock(&s->lock);
 }

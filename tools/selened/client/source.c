@@ -93,7 +93,7 @@ static void route_replace(struct selene_source *source)
     }
     source->dests = dests;
     source->dest_count = source->new_count;
-    source->epoch = source->new_epoch;
+    source->epoch = source->endpoint.epoch = source->new_epoch;
     source->relayed = source->new_flags & SELENE_RELAYED;
     qos_store_relaxed(&source->relay.window, source->new_window);
     uint32_t limit = QOS_WIRE_MAX_DATAGRAM;
@@ -516,12 +516,12 @@ void selene_source_get_stats(const selene_source *source, selene_source_stats *s
     pthread_mutex_lock(&s->lock); /* the source's thread changes its edges with it held */
     const struct selene_counters *c = source->counters;
     *stats = (selene_source_stats){c->messages, c->bytes, c->datagrams, c->dropped, c->dropped_slow, c->failed, c->again,
-                                   source->edge_count, source->dest_count + source->relayed};
+                                   0, source->dest_count + source->relayed};
+    for (uint32_t i = 0; i < source->edge_count && !source->new_memory; i++)
+        stats->local_sinks += !qos_load_relaxed(&source->edges[i]->gone);
     /* and what that thread has not looked at yet */
     for (const struct edge_out *edge = source->inbox; edge; edge = edge->next)
-        stats->local_sinks++;
-    for (uint32_t i = 0; i < source->edge_count; i++)
-        stats->local_sinks -= qos_load_relaxed(&source->edges[i]->gone);
+        stats->local_sinks += !qos_load_relaxed(&edge->gone);
     if (source->new_route)
         stats->remote_sinks = source->new_count + ((source->new_flags & SELENE_RELAYED) != 0);
     pthread_mutex_unlock(&s->lock);

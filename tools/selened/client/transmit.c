@@ -314,6 +314,7 @@ static int batch_append(struct selene_source *source, const uint8_t *payload, ui
         if (QOS_WIRE_HEADER + record > b->segment || next + b->segment > BATCH_BYTES || next / b->segment >= BATCH_SEGMENTS)
             return -ENOSPC;
         close_segment(source);
+        memset(b->data + b->used, 0, next - b->used); /* nothing of an earlier message leaves in the padding */
         b->start = b->used = next;
         b->count = 0;
     }
@@ -329,6 +330,7 @@ static int batch_append(struct selene_source *source, const uint8_t *payload, ui
     uint64_t delta = sent_ns - b->send_ns;
     qos_frame_put_record(b->data + b->used, size, delta < UINT32_MAX ? (uint32_t)delta : UINT32_MAX);
     memcpy(b->data + b->used + QOS_WIRE_RECORD, payload, size);
+    memset(b->data + b->used + QOS_WIRE_RECORD + size, 0, record - QOS_WIRE_RECORD - size);
     b->used += record;
     b->count++;
     b->messages++;

@@ -11,7 +11,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define DP_CREDIT_ANSWER 0x8000u /* flag bit of a CREDIT that answers a PROBE; between client and datapath only */
 
 struct dp_credit {
     uint32_t value;

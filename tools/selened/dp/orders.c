@@ -47,7 +47,7 @@ static int order_hello(struct dp_control *c)
         .host = c->host,
         .pid = (uint32_t)getpid(),
         .sessions = c->session_count,
-        .flags = c->listening,
+        .flags = (c->listening ? 1u : 0u) | 2u, /* 2: SELENE_RESUME */
         .version = QOS_VERSION,
     };
     c->greeted = true;
@@ -72,18 +72,28 @@ static int order_listen(struct dp_control *c)
     return rc;
 }
 
+static struct dp_session *need_session(struct dp_control *c, uint64_t id);
+
 static int order_session(struct dp_control *c)
 {
     const struct selene_order *o = (const void *)c->packet.data;
-    int page_fd;
-    int rc = dp_control_session_open(c, o, c->packet.fds[0], &page_fd);
+    struct selene_msg ok;
+    if (o->flags & SELENE_RESUME) {
+        struct dp_session *s = need_session(c, o->session);
+        if (s == NULL || s->uid != o->uid || s->token != o->id || c->packet.fd_count != 0)
+            return -ENOENT;
+        return answer(c, &ok, sizeof ok, SELENE_S_OK, &s->page_fd, 1);
+    }
+    if (c->packet.fd_count != 1) {
+        snprintf(c->reason, sizeof c->reason, "a session comes with its socket");
+        return -EINVAL;
+    }
+    struct dp_session *s;
+    int rc = dp_control_session_open(c, o, c->packet.fds[0], &s);
     if (rc < 0)
         return rc;
     take_fd(c);
-    struct selene_msg ok;
-    rc = answer(c, &ok, sizeof ok, SELENE_S_OK, &page_fd, 1);
-    close(page_fd);
-    return rc;
+    return answer(c, &ok, sizeof ok, SELENE_S_OK, &s->page_fd, 1);
 }
 
 static int order_session_end(struct dp_control *c)
@@ -282,6 +292,8 @@ static int order_stop(struct dp_control *c)
     return 0;
 }
 
+#define ANY_FDS 0xffff /* the order's own check */
+
 static const struct order {
     uint16_t type;
     uint16_t fds;
@@ -291,7 +303,7 @@ static const struct order {
 } orders[] = {
     {SELENE_O_HELLO, 0, true, sizeof(struct selene_order), order_hello},
     {SELENE_O_LISTEN, 1, true, sizeof(struct selene_order), order_listen},
-    {SELENE_O_SESSION, 1, false, sizeof(struct selene_order), order_session},
+    {SELENE_O_SESSION, ANY_FDS, false, sizeof(struct selene_order), order_session},
     {SELENE_O_SESSION_END, 0, false, sizeof(struct selene_order), order_session_end},
     {SELENE_O_EDGE, 1, false, sizeof(struct selene_order_edge), order_edge},
     {SELENE_O_EDGE_END, 0, false, sizeof(struct selene_order), order_edge_end},
@@ -310,7 +322,7 @@ static const struct order *recognise(struct dp_control *c, const struct selene_m
             continue;
         if (msg->length != o->size && !(o->bare && msg->length == sizeof *msg))
             snprintf(c->reason, sizeof c->reason, "order %u of %u bytes, expected %u", msg->type, msg->length, o->size);
-        else if (c->packet.fd_count != o->fds)
+        else if (o->fds != ANY_FDS && c->packet.fd_count != o->fds)
             snprintf(c->reason, sizeof c->reason, "order %u with %d descriptors, expected %u", msg->type,
                      c->packet.fd_count, o->fds);
         else if (!c->greeted && o->type != SELENE_O_HELLO)

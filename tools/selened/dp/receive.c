@@ -102,7 +102,7 @@ void dp_credit_deliver(struct dp_data *d, struct dp_route *route, const struct q
     if (!dp_credit_merge(route->credits, route->dests_count + route->sessions_count, route->sent.reliable, &merged))
         return;
     struct qos_wire out = *wire;
-    out.flags &= (uint16_t)~DP_CREDIT_ANSWER;
+    out.flags &= (uint16_t)~QOS_WIRE_ANSWER;
     out.stream = route->stream;
     out.channel = route->channel;
     out.epoch = route->epoch;

@@ -87,17 +87,17 @@ static int announce(struct dp_session *s, int tx, int page, int doorbell)
 }
 
 int dp_session_create(struct dp_memory *memory, struct dp_rxpool *pool, uint64_t id, uint32_t uid, int socket,
-                      int *page_fd, struct dp_session **out)
+                      struct dp_session **out)
 {
     struct dp_session *s = calloc(1, sizeof *s);
     if (s == NULL)
         return -ENOMEM;
-    int tx = -1, page = -1, bell[2] = {-1, -1}, copy = -1;
+    int tx = -1, page = -1, bell[2] = {-1, -1};
     s->id = id;
     s->uid = uid;
     s->pool = pool;
     s->socket = socket;
-    s->tx_fd = s->doorbell = -1;
+    s->tx_fd = s->doorbell = s->page_fd = -1;
     int rc = s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (rc < 0)
         rc = -errno;
@@ -106,7 +106,7 @@ int dp_session_create(struct dp_memory *memory, struct dp_rxpool *pool, uint64_t
     if (rc >= 0)
         rc = create_page(s, &page);
     if (rc >= 0)
-        rc = copy = dp_memfd_reopen(page);
+        rc = s->page_fd = dp_memfd_reopen(page);
     if (rc >= 0 && socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, bell) < 0)
         rc = -errno;
     s->doorbell = bell[0];
@@ -122,13 +122,10 @@ int dp_session_create(struct dp_memory *memory, struct dp_rxpool *pool, uint64_t
         if (mine[i] >= 0)
             close(mine[i]);
     if (rc < 0) {
-        if (copy >= 0)
-            close(copy);
         s->socket = -1; /* still the caller's */
         dp_session_destroy(memory, s);
         return rc;
     }
-    *page_fd = copy;
     *out = s;
     return 0;
 }
@@ -148,8 +145,8 @@ void dp_session_destroy(struct dp_memory *memory, struct dp_session *s)
         dp_memory_unmap(memory, s->tx_base);
     if (s->page != NULL)
         munmap(s->page, SELENE_PAGE_SIZE);
-    int fds[] = {s->socket, s->tx_fd, s->wake_fd, s->doorbell};
-    for (unsigned i = 0; i < 4; i++)
+    int fds[] = {s->socket, s->tx_fd, s->wake_fd, s->doorbell, s->page_fd};
+    for (unsigned i = 0; i < 5; i++)
         if (fds[i] >= 0)
             close(fds[i]);
     free(s);

@@ -21,9 +21,11 @@
 struct dp_session {
     uint64_t id;
     uint32_t uid;
+    uint64_t token; /* who resumes the session has to know it */
     /* control thread */
     uint32_t slot; /* in its table */
     int socket;    /* to the client; its end is the session's end */
+    int page_fd;   /* the session page, read-only, for the controller */
     int tx_fd;     /* the transmit pool, read-only, for the consumers of edges */
     uint8_t *tx_base;
     bool ending; /* after the current event */
@@ -61,10 +63,10 @@ struct dp_session {
     uint32_t holds[SELENE_RX_BUFFERS];
 };
 
-/* Create memory and rings, and send the client SELENE_D_SESSION. `*page_fd` is the session page, read-only, the caller's.
+/* Create memory and rings, and send the client SELENE_D_SESSION. 
  * `socket` is taken over if it succeeds. 0 or a negative errno. */
 int dp_session_create(struct dp_memory *memory, struct dp_rxpool *pool, uint64_t id, uint32_t uid, int socket,
-                      int *page_fd, struct dp_session **session);
+                      struct dp_session **session);
 /* Have it ended after the current event. error 0: the client has gone; `text` is constant, NULL: ordered, nobody is told. */
 void dp_session_end(struct dp_session *session, int error, const char *text);
 void dp_session_destroy(struct dp_memory *memory, struct dp_session *session);

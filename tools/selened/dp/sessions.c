@@ -52,7 +52,7 @@ static int start(struct dp_control *c, struct dp_session *s, uint32_t slot)
     return rc < 0 ? rc : dp_data_call(c->data, &command);
 }
 
-int dp_control_session_open(struct dp_control *c, const struct selene_order *order, int socket, int *page_fd)
+int dp_control_session_open(struct dp_control *c, const struct selene_order *order, int socket, struct dp_session **session)
 {
     uint32_t slot = 0;
     while (slot < SELENE_MAX_SESSIONS && c->sessions[slot] != NULL)
@@ -71,12 +71,11 @@ int dp_control_session_open(struct dp_control *c, const struct selene_order *ord
     if (rc < 0)
         return rc;
     struct dp_session *s;
-    rc = dp_session_create(&c->memory, pool, order->session, order->uid, socket, page_fd, &s);
+    rc = dp_session_create(&c->memory, pool, order->session, order->uid, socket, &s);
     if (rc == 0) {
         rc = start(c, s, slot);
         if (rc < 0) {
             epoll_ctl(c->epoll_fd, EPOLL_CTL_DEL, socket, NULL);
-            close(*page_fd);
             s->socket = -1; /* still the caller's */
             dp_session_destroy(&c->memory, s);
         }
@@ -86,6 +85,8 @@ int dp_control_session_open(struct dp_control *c, const struct selene_order *ord
         return rc;
     }
     pool->users++;
+    s->token = order->id;
+    *session = s;
     c->sessions[slot] = s;
     c->session_count++;
     dp_log("info", "session %llx of user %u opened", (unsigned long long)s->id, s->uid);

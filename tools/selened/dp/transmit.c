@@ -53,13 +53,13 @@ static void forward_credit(struct dp_data *d, struct dp_session *s, struct dp_ac
     struct dp_credit merged;
     if (!dp_credit_merge(accept->credits, accept->sessions_count, accept->sent.reliable, &merged))
         return;
-    bool answer = (wire->flags & DP_CREDIT_ANSWER) != 0;
+    bool answer = (wire->flags & QOS_WIRE_ANSWER) != 0;
     uint32_t advanced = merged.value - accept->forwarded;
     if (!answer && accept->forwarded_any && ((int32_t)advanced <= 0 || advanced < merged.window / 4))
         return;
     accept->forwarded = merged.value;
     accept->forwarded_any = true;
-    wire->flags = (uint16_t)((wire->flags & ~DP_CREDIT_ANSWER) | QOS_WIRE_RELAYED);
+    wire->flags = (uint16_t)((wire->flags & ~QOS_WIRE_ANSWER) | QOS_WIRE_RELAYED);
     wire->credit = merged.value;
     wire->frag_offset = merged.window;
     wire->sequence = merged.sequence;

@@ -143,7 +143,7 @@ class Core:
         await self._order(
             [
                 datapath.order(
-                    "selene_order_route", lib.SELENE_O_ROUTE, source=source, session=route.session,
+                    "selene_order_route", lib.SELENE_O_ROUTE, tolerate=_GONE, source=source, session=route.session,
                     stream=key.stream, channel=key.channel, epoch=self.router.epochs.get(source, 1),
                     dests_count=len(route.dests), dests=_pack_dests(route.dests),
                     sessions_count=len(route.sessions), sessions=route.sessions,
