@@ -53,8 +53,8 @@ class Command:
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             self.process = subprocess.Popen(
-                [str(BIN / arguments[0]), *arguments[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, env=daemon.environment, **options,
+                [str(BIN / arguments[0]), *arguments[1:]], env=daemon.environment, stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE, **{"stdout": subprocess.PIPE, **options},
             )  # fmt: skip
         finally:
             signal.signal(signal.SIGINT, before)

@@ -66,6 +66,9 @@ struct qos_datapath {
 
 /* UDP on a bound socket that becomes the datapath's own. Switches GRO on where the kernel has it, probes GSO. */
 int qos_udp_open(struct qos_datapath **dp, int fd);
+/* Send to one peer and receive from it alone (NULL: again from anybody): the kernel then need not look up the route of each datagram.
+ * 0 or a negative errno. */
+int qos_udp_pair(struct qos_datapath *dp, const struct qos_address *peer);
 /* Largest UDP payload towards an address that leaves in one piece (path MTU as the kernel knows it), or a negative errno. */
 int qos_udp_path_payload(const struct qos_address *to);
 

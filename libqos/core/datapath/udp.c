@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -32,6 +33,7 @@ struct udp {
     int family;
     uint64_t timeout_ns; /* what SO_RCVTIMEO is set to */
     uint32_t overflow;   /* last SO_RXQ_OVFL seen */
+    _Atomic bool paired;
 };
 
 union sockaddr_any {
@@ -108,12 +110,21 @@ static int tx_one(struct udp *udp, struct qos_packet *p)
     struct iovec iov;
     ssize_t n;
     add(&udp->dp.stats.tx_calls, 1);
-    if (!p->segment || p->length <= p->segment) {
-        socklen_t length = to_sockaddr(udp->family, &p->address, &to);
-        n = sendto(udp->fd, p->data, p->length, MSG_DONTWAIT | MSG_NOSIGNAL, &to.any, length);
-    } else {
-        prepare_tx(udp, p, &m, &iov, &to, &c);
-        n = sendmsg(udp->fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL);
+    bool paired = qos_load_relaxed(&udp->paired);
+    for (int tries = 0;; tries++) {
+        if (p->segment && p->length > p->segment) {
+            prepare_tx(udp, p, &m, &iov, &to, &c);
+            n = sendmsg(udp->fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL);
+        } else if (paired) {
+            n = send(udp->fd, p->data, p->length, MSG_DONTWAIT | MSG_NOSIGNAL);
+        } else {
+            socklen_t length = to_sockaddr(udp->family, &p->address, &to);
+            n = sendto(udp->fd, p->data, p->length, MSG_DONTWAIT | MSG_NOSIGNAL, &to.any, length);
+        }
+        /* of a paired socket: what became of an earlier datagram; or the peer was let go a moment ago */
+        if (n >= 0 || tries == 2 || (errno != ECONNREFUSED && errno != EDESTADDRREQ))
+            break;
+        paired = paired && errno == ECONNREFUSED;
     }
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
         return -EAGAIN;
@@ -266,6 +277,20 @@ int qos_udp_open(struct qos_datapath **dp, int fd)
         udp->dp.capabilities |= QOS_CAP_COALESCED_RX;
     (void)setsockopt(fd, SOL_SOCKET, SO_RXQ_OVFL, &on, sizeof on);
     *dp = &udp->dp;
+    return 0;
+}
+
+int qos_udp_pair(struct qos_datapath *dp, const struct qos_address *peer)
+{
+    struct udp *udp = (struct udp *)dp;
+    union sockaddr_any to = {.any.sa_family = AF_UNSPEC};
+    socklen_t length = peer ? to_sockaddr(udp->family, peer, &to) : (socklen_t)sizeof to;
+    if (!peer)
+        qos_store_relaxed(&udp->paired, false);
+    if (connect(udp->fd, &to.any, length) < 0)
+        return -errno;
+    if (peer)
+        qos_store_relaxed(&udp->paired, true);
     return 0;
 }
 

@@ -19,7 +19,7 @@ import click
 
 from libqos import cli
 from libqos.errors import QosError
-from lunar.options import Connection, options, topic_argument, verbose
+from lunar.options import Connection, Positive, options, topic_argument, verbose
 
 if TYPE_CHECKING:
     from selene import Source
@@ -153,7 +153,7 @@ class _Seconds(click.ParamType[float]):
 @click.option("--binary", is_flag=True, help="Stdin is records: 4 bytes of length (little endian), then so many bytes.")
 @click.option(
     "--rate",
-    type=click.FloatRange(0, 1e9, min_open=True),
+    type=Positive(),
     metavar="N",
     help="Messages a second, on a schedule that does not drift; how late they were is said at the end."
     "  [default: as they come]",

@@ -19,7 +19,7 @@ import click
 
 from libqos import cli
 from libqos.errors import QosError
-from lunar.options import Connection, options, topic_argument, verbose
+from lunar.options import Connection, Positive, options, topic_argument, verbose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,13 +173,13 @@ def _interrupt(*_: object) -> None:
 @click.option("--latency", is_flag=True, help="Write a latency record for each message, for qos-stat and qos-plot.")
 @click.option(
     "--rate",
-    type=click.FloatRange(0, 1e9, min_open=True),
+    type=Positive(),
     metavar="N",
     help="With --latency: messages a second that are expected, for the jitter.  [default: what is measured]",
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Positive(),
     metavar="SECONDS",
     help="End when nothing has arrived for so long; before --count is reached that is a failure.",
 )

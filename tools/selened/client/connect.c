@@ -206,6 +206,7 @@ int selene_connect(struct selene_session *s)
     s->token = w.token;
     s->host = w.host;
     s->direct = m->udp != NULL;
+    s->paired = false;
     s->counters = (struct selene_counters *)((uint8_t *)m->page + SELENE_PAGE_COUNTERS);
     struct memory *old = s->memory;
     s->memory = m;

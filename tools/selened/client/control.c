@@ -200,9 +200,14 @@ static int handle_announcement(struct selene_session *s, const void *packet, siz
     if (length < sizeof *accept || accept->count > SELENE_MAX_ACCEPT || length < sizeof *accept + accept->count * sizeof accept->entries[0])
         return -EPROTO;
     struct selene_sink *sink = sink_of(s, accept->sink);
-    if (!sink)
-        return keep(s, packet, length);
-    selene_accept_update(s, sink, accept);
+    if (sink)
+        selene_accept_update(s, sink, accept);
+    else if (keep(s, packet, length) < 0)
+        return -ENOMEM;
+    /* the sources may send from here on */
+    struct selene_close done = {.id = accept->sink, .kind = 2};
+    if (accept->msg.request && s->control_fd >= 0)
+        (void)selene_send_packet(s->control_fd, &done, sizeof done, SELENE_C_ACCEPTED, accept->msg.request, NULL, 0);
     return 0;
 }
 
@@ -268,6 +273,7 @@ static void adopt(struct selene_session *s, uint64_t id)
     while (oldest) {
         struct orphan *o = oldest;
         oldest = o->next;
+        ((struct selene_msg *)(void *)o->packet)->request = 0; /* confirmed when it came */
         (void)handle_announcement(s, o->packet, o->length);
         free(o);
     }

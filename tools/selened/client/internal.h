@@ -309,7 +309,9 @@ struct selene_session {
     pthread_mutex_t remote_lock;
     struct remote *remotes[256];
     struct selene_source *sending;
-    uint64_t expire_ns;
+    bool paired;                   /* the socket is connected to the only peer there is */
+    struct qos_address pair;
+    _Atomic bool pair_again;       /* somebody had to undo it for a moment */
     struct selene_counters *counters; /* of the session itself: what was refused */
     uint8_t *slabs;
     _Atomic uint32_t slab_references[RX_SLABS];
@@ -392,6 +394,7 @@ void selene_item_taken(struct selene_session *s, struct item *item);
 /* Tell a remote source how far we are. */
 void selene_credit_send(struct selene_session *s, struct remote *remote, uint16_t flags);
 void selene_accept_update(struct selene_session *s, struct selene_sink *sink, const struct selene_accept *accept);
+void selene_pair(struct selene_session *s); /* remote_lock held: connect the socket if there is but one peer */
 void selene_remotes_forget(struct selene_session *s, struct selene_sink *sink);
 int selene_receive_init(struct selene_session *s);
 void selene_receive_free(struct selene_session *s);

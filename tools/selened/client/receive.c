@@ -43,12 +43,14 @@ void selene_receiver_leave(struct selene_session *s)
     selene_next_turn(s);
 }
 
-/* Make a receiver that sleeps in the kernel look round: an empty datagram from the socket to itself. */
-static void nudge(struct memory *m)
+/* Make a receiver that sleeps in the kernel look round: an empty datagram from the socket to itself, which a connected one refuses. */
+static void nudge(struct selene_session *s, struct memory *m)
 {
     struct sockaddr_storage own;
     socklen_t length = sizeof own;
     int fd = m->udp ? m->udp->ops->wait_fd(m->udp) : -1;
+    if (fd >= 0 && s->paired && qos_udp_pair(m->udp, NULL) == 0)
+        qos_store_release(&s->pair_again, true);
     if (fd >= 0 && getsockname(fd, (struct sockaddr *)&own, &length) == 0)
         (void)sendto(fd, NULL, 0, MSG_DONTWAIT | MSG_NOSIGNAL, (struct sockaddr *)&own, length);
     if (__atomic_exchange_n(&m->page->waiting, SELENE_AWAKE, __ATOMIC_ACQ_REL) != SELENE_AWAKE)
@@ -58,7 +60,7 @@ static void nudge(struct memory *m)
 void selene_receiver_nudge(struct selene_session *s)
 {
     if (s->memory && qos_load_acquire(&s->receiving))
-        nudge(s->memory);
+        nudge(s, s->memory);
 }
 
 void selene_receiver_take(struct selene_session *s)
@@ -134,7 +136,6 @@ static void remote_free(struct remote *r)
 
 static void expire(struct selene_session *s, uint64_t now)
 {
-    s->expire_ns = now + REMOTE_GRACE_NS / 4;
     for (uint32_t i = 0; i < 256; i++) {
         for (struct remote **at = &s->remotes[i]; *at;) {
             struct remote *r = *at;
@@ -146,6 +147,33 @@ static void expire(struct selene_session *s, uint64_t now)
             }
         }
     }
+}
+
+static bool only_peer(const struct qos_address **peer, const struct qos_address *a)
+{
+    if (!*peer)
+        *peer = a;
+    return qos_address_equal(*peer, a);
+}
+
+void selene_pair(struct selene_session *s)
+{
+    struct qos_datapath *udp = s->memory->udp;
+    const struct qos_address *peer = NULL;
+    bool one = udp != NULL;
+    for (uint32_t i = 0; one && i < 256; i++)
+        for (struct remote *r = s->remotes[i]; one && r; r = r->next)
+            one = r->relayed || only_peer(&peer, &r->address);
+    for (struct selene_source *x = s->sending; one && x; x = x->next_sending)
+        for (uint32_t i = 0; one && i < x->dest_count; i++)
+            one = only_peer(&peer, &x->dests[i].address);
+    one = one && peer;
+    bool again = qos_exchange_acq_rel(&s->pair_again, false);
+    if (!udp || (one == s->paired && (!one || (!again && qos_address_equal(peer, &s->pair)))))
+        return;
+    s->paired = qos_udp_pair(udp, one ? peer : NULL) == 0 && one;
+    if (one)
+        s->pair = *peer;
 }
 
 static bool listed(const struct selene_accept *accept, uint64_t id)
@@ -206,6 +234,7 @@ void selene_accept_update(struct selene_session *s, struct selene_sink *sink, co
             if (!r->closed_ns && r->sinks == 1 && r->inflows[0]->sink == sink && !listed(accept, r->id))
                 r->closed_ns = now;
     expire(s, now);
+    selene_pair(s);
     pthread_mutex_unlock(&s->remote_lock);
     selene_sink_wake(sink);
 }
@@ -228,6 +257,8 @@ void selene_remotes_forget(struct selene_session *s, struct selene_sink *sink)
             }
         }
     }
+    if (s->memory)
+        selene_pair(s);
     pthread_mutex_unlock(&s->remote_lock);
 }
 
@@ -443,6 +474,11 @@ static int receive_socket(struct selene_session *s, uint64_t timeout_ns)
 {
     struct qos_datapath *udp = s->memory->udp;
     struct qos_packet p;
+    if (QOS_UNLIKELY(qos_load_relaxed(&s->pair_again))) {
+        pthread_mutex_lock(&s->remote_lock);
+        selene_pair(s);
+        pthread_mutex_unlock(&s->remote_lock);
+    }
     if (!udp || !stage(s, &p))
         return 0;
     int n = timeout_ns ? udp->ops->rx_wait(udp, &p, timeout_ns) : udp->ops->rx(udp, &p, 1);

@@ -107,6 +107,7 @@ static void route_replace(struct selene_source *source)
     source->segment_limit = limit < 16384 ? limit & ~7u : 16384;
     source->new_dests = NULL;
     source->new_route = false;
+    selene_pair(source->session);
     pthread_mutex_unlock(&source->batch_lock);
     pthread_mutex_unlock(&source->session->remote_lock);
     free(old);

@@ -38,6 +38,7 @@ enum selene_type {
     SELENE_C_SOURCE = 3,
     SELENE_C_SINK = 4, /* fd: the sink's eventfd */
     SELENE_C_CLOSE = 5,
+    SELENE_C_ACCEPTED = 6, /* an S_ACCEPT is in force: its request, and the sink in struct selene_close */
     /* selened -> client */
     SELENE_S_WELCOME = 32, /* fds: session socket, then the UDP socket if SELENE_DIRECT; none of them with SELENE_RESUME */
     SELENE_S_STREAM = 33,
@@ -200,7 +201,7 @@ struct selene_accept_entry {
     uint32_t window; /* bytes of credit this source may have under way to us */
 };
 
-/* Replaces all remote sources of a sink. */
+/* Replaces all remote sources of a sink. With a request number the client confirms it by C_ACCEPTED. */
 struct selene_accept {
     struct selene_msg msg;
     uint64_t sink;

@@ -236,9 +236,14 @@ class Core:
                 }
                 for item in accepts
             ]
-            client.send(
-                wire.build("selene_accept", lib.SELENE_S_ACCEPT, sink=sink, count=len(entries), entries=entries)
-            )
+            client.push_accept(sink, entries)
+
+    async def accepted(self, timeout: float) -> None:
+        """Wait until the clients have put in force what they were told of remote sources, `timeout` seconds at most: a
+        source must not send before."""
+        waits = [future for client in self.clients.values() for future in client.accepting.values()]
+        if waits:
+            await asyncio.wait(waits, timeout=timeout)
 
     # ---- Sessions ----
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("selened.peers")
 
 HOLD_S: Final = 5.0
+ACCEPT_S: Final = 0.2  # for clients to put a new remote source in force
 _MAX_ANSWER_BYTES: Final = 256 << 10
 
 
@@ -252,8 +253,10 @@ class Peers:
             return
         sinks, sources = table.apply(message)
         self._update(table.host, sinks, sources)
+        number = table.last
         await self._settle()
-        writer.write(encode({"ack": table.last}))
+        await self.core.accepted(ACCEPT_S)
+        writer.write(encode({"ack": number}))
 
     def _lost(self, remote: Remote) -> None:
         remote.writer = None

@@ -35,6 +35,8 @@ log = logging.getLogger("selened.sessions")
 _HELLO_S: Final = 5.0
 _ACKNOWLEDGED_S: Final = 0.5
 _MAX_STREAMS: Final = 1024
+_MAX_WAITING: Final = 64
+_MAX_ACCEPTING: Final = 256
 _MAX_DEPTH: Final = 16384
 SOURCE: Final = 1  # kinds of C_CLOSE
 SINK: Final = 2
@@ -77,6 +79,8 @@ class Client:
         self.streams: dict[int, Stream] = {}
         self.endpoints: dict[int, LocalEndpoint] = {}
         self.page: SessionPage | None = None
+        self.accepting: dict[int, asyncio.Future[None]] = {}
+        self._last_accept = 0
         self._indices: set[int] = set()
         self._connection = Connection(sock)
         self._session = Session(0, 0, None)
@@ -115,12 +119,7 @@ class Client:
                     if not data:
                         return
                     await self._hello(data, descriptors)
-            while True:
-                data, descriptors = await self._connection.receive()
-                with descriptors:
-                    if not data:
-                        break
-                    await self._request(data, descriptors)
+            await self._serve()
         except RefusedError as refusal:
             self._refuse_connection("refused_sessions", refusal.error, str(refusal))
         except VersionError as other:
@@ -278,6 +277,65 @@ class Client:
         self._connection.send(packet, fds)
 
     # ---- Requests ----
+
+    async def _serve(self) -> None:
+        """Answer requests one after the other, until the client goes. Confirmations are taken in between: a request may
+        be waiting for another host, which waits for its own client to confirm."""
+        requests: asyncio.Queue[tuple[bytes, Descriptors] | None] = asyncio.Queue(_MAX_WAITING)
+        worker = asyncio.create_task(self._answer(requests))
+        reader = asyncio.create_task(self._read(requests))
+        try:
+            await asyncio.wait({worker, reader}, return_when=asyncio.FIRST_COMPLETED)
+            if not worker.done():
+                await requests.put(None)  # what it is at is not left half done
+                await worker
+            else:
+                reader.cancel()
+            worker.result()
+            if not reader.cancelled() and reader.done():
+                reader.result()
+        finally:
+            worker.cancel()
+            reader.cancel()
+            await asyncio.gather(worker, reader, return_exceptions=True)
+            while not requests.empty():
+                left = requests.get_nowait()
+                if left is not None:
+                    left[1].close()
+
+    async def _read(self, requests: asyncio.Queue[tuple[bytes, Descriptors] | None]) -> None:
+        while True:
+            data, descriptors = await self._connection.receive()
+            if not data:
+                descriptors.close()
+                return
+            if len(data) >= wire.HEADER_BYTES and wire.header(data).type == lib.SELENE_C_ACCEPTED:
+                descriptors.close()
+                self._confirmed(data)
+            else:
+                await requests.put((data, descriptors))
+
+    async def _answer(self, requests: asyncio.Queue[tuple[bytes, Descriptors] | None]) -> None:
+        while (item := await requests.get()) is not None:
+            with item[1] as _:
+                await self._request(item[0], item[1])
+
+    def push_accept(self, sink: int, entries: list[dict[str, object]]) -> None:
+        """Tell a sink its remote sources. `accepting` holds what is to be confirmed."""
+        self._last_accept = self._last_accept % 0xFFFFFFFF + 1
+        if len(self.accepting) >= _MAX_ACCEPTING:  # it does not confirm; nobody waits for it for long
+            self.accepting.pop(next(iter(self.accepting)))
+        self.accepting[self._last_accept] = asyncio.get_running_loop().create_future()
+        self.send(
+            wire.build(
+                "selene_accept", lib.SELENE_S_ACCEPT, self._last_accept, sink=sink, count=len(entries), entries=entries
+            )
+        )
+
+    def _confirmed(self, data: bytes) -> None:
+        future = self.accepting.pop(wire.parse("selene_close", data).msg.request, None)
+        if future is not None and not future.done():
+            future.set_result(None)
 
     async def _request(self, data: bytes, descriptors: Descriptors) -> None:
         head = wire.header(data)

@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from libqos.errors import QosError
@@ -16,10 +17,11 @@ from selened.wire import Address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
 _SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h; the module socket lacks it
 _PATH_BYTES: Final = 107
+_EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_TRIES: Final = 1000
 
 
 class SocketError(QosError):
@@ -51,8 +53,16 @@ def _udp_failure(ip: str, failure: OSError | None) -> SocketError:
 
 
 def in_random_order(ports: range) -> list[int]:
-    """The ports to try for a direct session; 0 (any) when the range is empty."""
-    return random.sample(ports, len(ports)) if ports else [0]
+    """The ports to try for a direct session; of the system's ephemeral ones when the range is empty.
+
+    Never 0: a socket whose port the kernel chose loses it when a connection of it is undone, which clients do."""
+    if not ports:
+        try:
+            low, high = map(int, _EPHEMERAL.read_text().split())
+        except (OSError, ValueError):
+            low, high = 32768, 60999
+        ports = range(low, high + 1)
+    return random.sample(ports, min(len(ports), _TRIES))
 
 
 def set_receive_buffer(sock: socket.socket, wanted: int) -> int:
