@@ -183,7 +183,7 @@ static void buffer_give(struct qos_cache *cache, uint32_t number)
 static uint32_t give_idle(struct qos_cache *cache)
 {
     uint32_t given = 0;
-    for (uint32_t class = 0; class < QOS_POOL_CLASSES; class ++) {
+    for (uint32_t class = 0; class < QOS_POOL_CLASSES; class++) {
         for (uint32_t number = cache->partial[class], next; number != NONE; number = next) {
             next = cache->pool->buffers[number].next;
             if (cache->pool->buffers[number].free == cache->pool->buffers[number].slots) {
@@ -200,7 +200,7 @@ static uint8_t class_for(uint32_t size)
 {
     uint8_t class = 0;
     while (class < QOS_POOL_CLASSES - 1 && size + QOS_POOL_HEADROOM > CLASS_BYTES[class])
-        class ++;
+        class++;
     return class;
 }
 

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <unistd.h>
 
@@ -34,6 +35,8 @@ struct udp {
     uint64_t timeout_ns; /* what SO_RCVTIMEO is set to */
     uint32_t overflow;   /* last SO_RXQ_OVFL seen */
     _Atomic bool paired;
+    bool coalescing;
+    struct qos_address peer; /* when paired */
 };
 
 union sockaddr_any {
@@ -51,6 +54,12 @@ union control {
 static void add(uint64_t *counter, uint64_t n)
 {
     __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + n, __ATOMIC_RELAXED);
+}
+
+/* Without glibc's cancellation points, which cost two atomic operations a call. */
+static ssize_t plain_send(int fd, const struct qos_packet *p, const struct sockaddr *to, socklen_t length)
+{
+    return syscall(SYS_sendto, fd, p->data, (size_t)p->length, MSG_DONTWAIT | MSG_NOSIGNAL, to, length);
 }
 
 static socklen_t to_sockaddr(int family, const struct qos_address *a, union sockaddr_any *s)
@@ -116,10 +125,10 @@ static int tx_one(struct udp *udp, struct qos_packet *p)
             prepare_tx(udp, p, &m, &iov, &to, &c);
             n = sendmsg(udp->fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL);
         } else if (paired) {
-            n = send(udp->fd, p->data, p->length, MSG_DONTWAIT | MSG_NOSIGNAL);
+            n = plain_send(udp->fd, p, NULL, 0);
         } else {
             socklen_t length = to_sockaddr(udp->family, &p->address, &to);
-            n = sendto(udp->fd, p->data, p->length, MSG_DONTWAIT | MSG_NOSIGNAL, &to.any, length);
+            n = plain_send(udp->fd, p, &to.any, length);
         }
         /* of a paired socket: what became of an earlier datagram; or the peer was let go a moment ago */
         if (n >= 0 || tries == 2 || (errno != ECONNREFUSED && errno != EDESTADDRREQ))
@@ -184,13 +193,31 @@ static void finish_rx(struct udp *udp, struct qos_packet *p, struct msghdr *m, u
     add(&udp->dp.stats.rx_bytes, length);
 }
 
+/* Of a paired socket that does not coalesce all there is to know is the length. */
+static int rx_plain(struct udp *udp, struct qos_packet *p, int flags)
+{
+    ssize_t n = syscall(SYS_recvfrom, udp->fd, p->data, (size_t)p->length, flags, NULL, NULL);
+    add(&udp->dp.stats.rx_calls, 1);
+    if (n < 0)
+        return 0;
+    p->length = (uint32_t)n;
+    p->segment = 0;
+    p->error = 0;
+    p->address = udp->peer;
+    add(&udp->dp.stats.rx_packets, 1);
+    add(&udp->dp.stats.rx_bytes, (uint64_t)n);
+    return 1;
+}
+
 static int rx_one(struct udp *udp, struct qos_packet *p, int flags)
 {
+    if (!udp->coalescing && qos_load_acquire(&udp->paired))
+        return rx_plain(udp, p, flags);
     union sockaddr_any from;
     union control c;
     struct iovec iov = {p->data, p->length};
     struct msghdr m = {&from, sizeof from, &iov, 1, c.bytes, sizeof c.bytes, 0};
-    ssize_t n = recvmsg(udp->fd, &m, flags);
+    ssize_t n = syscall(SYS_recvmsg, udp->fd, &m, flags);
     add(&udp->dp.stats.rx_calls, 1);
     if (n < 0)
         return 0;
@@ -273,7 +300,7 @@ int qos_udp_open(struct qos_datapath **dp, int fd)
     udp->family = own.any.sa_family;
     if (setsockopt(fd, SOL_UDP, UDP_SEGMENT, &none, sizeof none) == 0)
         udp->dp.capabilities |= QOS_CAP_SEGMENTATION;
-    if (setsockopt(fd, SOL_UDP, UDP_GRO, &on, sizeof on) == 0)
+    if (qos_udp_coalesce(&udp->dp, 1) == 0)
         udp->dp.capabilities |= QOS_CAP_COALESCED_RX;
     (void)setsockopt(fd, SOL_SOCKET, SO_RXQ_OVFL, &on, sizeof on);
     *dp = &udp->dp;
@@ -289,8 +316,19 @@ int qos_udp_pair(struct qos_datapath *dp, const struct qos_address *peer)
         qos_store_relaxed(&udp->paired, false);
     if (connect(udp->fd, &to.any, length) < 0)
         return -errno;
-    if (peer)
-        qos_store_relaxed(&udp->paired, true);
+    if (peer) {
+        udp->peer = *peer;
+        qos_store_release(&udp->paired, true); /* pairs with the acquire in rx_one */
+    }
+    return 0;
+}
+
+int qos_udp_coalesce(struct qos_datapath *dp, int on)
+{
+    struct udp *udp = (struct udp *)dp;
+    if (setsockopt(udp->fd, SOL_UDP, UDP_GRO, &on, sizeof on) < 0)
+        return -errno;
+    udp->coalescing = on;
     return 0;
 }
 

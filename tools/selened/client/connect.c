@@ -188,6 +188,8 @@ int selene_connect(struct selene_session *s)
     struct memory *m = fd_count > 0 ? take_memory(fds[0]) : NULL;
     if (m && fd_count >= 2 && (w.flags & SELENE_DIRECT))
         rc = qos_udp_open(&m->udp, fds[1]);
+    if (m && m->udp && (m->udp->capabilities & QOS_CAP_COALESCED_RX))
+        (void)qos_udp_coalesce(m->udp, 0); /* until there is a flood */
     if (!m || rc < 0) {
         for (int i = 0; i < fd_count; i++)
             close(fds[i]);
@@ -206,7 +208,7 @@ int selene_connect(struct selene_session *s)
     s->token = w.token;
     s->host = w.host;
     s->direct = m->udp != NULL;
-    s->paired = false;
+    s->paired = s->coalescing = false;
     s->counters = (struct selene_counters *)((uint8_t *)m->page + SELENE_PAGE_COUNTERS);
     struct memory *old = s->memory;
     s->memory = m;

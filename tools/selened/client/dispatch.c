@@ -40,7 +40,7 @@ static int pass(struct selene_session *s)
     pthread_mutex_unlock(&s->lock);
     for (struct selene_sink *x = sink; x; x = x->next)
         remote = remote || (x->callback && qos_load_relaxed(&x->remotes));
-    if (remote && selene_receiver_enter(s)) {
+    if (remote && selene_receiver_enter(s, NULL)) {
         (void)selene_receive(s, 0);
         selene_receiver_leave(s);
     }

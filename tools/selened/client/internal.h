@@ -9,7 +9,7 @@
  *   receiver         whichever sink's (or waiting source's) thread got session->receiving: it takes datagrams from the socket or the
  *                    receive ring, checks them, and queues them at the sinks (session->remote_lock guards that table).
  *
- * Lock order: lock, remote_lock, batch_lock, then the leaf locks (relay_lock, item_lock).
+ * Lock order: lock, remote_lock, batch_lock, then the leaf lock relay_lock.
  */
 #ifndef SELENE_INTERNAL_H
 #define SELENE_INTERNAL_H
@@ -38,7 +38,8 @@
 #define EDGE_QUOTA(buffers) ((uint64_t)(buffers) * QOS_POOL_STRIDE / 2) /* what one slow sink may hold of a producer's pool */
 #define RX_SLABS 128
 #define RX_ITEMS 4096
-#define RX_COPYBREAK 2048 /* smaller receptions are copied together, so that a held message does not hold 64 KiB */
+#define RX_OFFSET 48u /* the first payload of a reception is then 64-byte aligned */
+#define RX_COPYBREAK 2048 /* smaller datagrams are copied into their item, so that a held message does not hold 64 KiB */
 #define SINK_PENDING 4096 /* datagrams queued at a sink; a power of two */
 #define SINK_HELD_MAX 8192 /* messages an application may hold of one sink */
 #define CLOSE_WAIT_NS 1000000000u
@@ -103,6 +104,7 @@ struct edge_in {
 
 /* One received datagram. Shared by the sinks of the channel, and by the messages handed out of it. */
 struct item {
+    _Atomic bool busy;
     struct qos_wire wire;
     uint8_t *data;
     uint32_t size;
@@ -112,7 +114,7 @@ struct item {
     uint64_t slice;           /* relayed */
     struct memory *memory;    /* relayed */
     struct remote *remote;
-    struct item *free;
+    _Alignas(QOS_CACHE_LINE) uint8_t copy[RX_OFFSET + RX_COPYBREAK];
 };
 
 /* What one sink knows of one remote source. */
@@ -133,7 +135,6 @@ struct remote {
     uint32_t seen; /* highest credit value received */
     _Atomic uint32_t taken;
     _Atomic uint32_t credited; /* last value sent */
-    _Atomic uint32_t items; /* datagrams of it that sinks hold */
     uint32_t sinks;
     struct inflow *inflows[SELENE_MAX_DESTS];
 };
@@ -315,10 +316,13 @@ struct selene_session {
     struct selene_counters *counters; /* of the session itself: what was refused */
     uint8_t *slabs;
     _Atomic uint32_t slab_references[RX_SLABS];
-    uint32_t slab, slab_used; /* the slab small receptions are copied into, and how full it is */
-    uint32_t staging;         /* the slab the next reception goes to */
-    pthread_mutex_t item_lock;
-    struct item *items, *free_items;
+    uint32_t receptions;         /* since coalescing was last thought about */
+    uint64_t receptions_ns;      /* when that was */
+    bool coalescing;
+    uint32_t staging;            /* the slab the next reception goes to */
+    struct item *items;          /* free: no references */
+    _Atomic uint32_t item_hint;  /* probably free, and still in the cache */
+    const struct selene_sink *receiving_for; /* the receiver's own sink: it looks when it is done */
     pthread_mutex_t relay_lock;
 };
 
@@ -384,7 +388,7 @@ int selene_relay_push(struct selene_session *s, struct memory *m, uint64_t slice
 
 /* receive.c */
 int selene_receive(struct selene_session *s, uint64_t timeout_ns); /* the caller is the receiver */
-bool selene_receiver_enter(struct selene_session *s);
+bool selene_receiver_enter(struct selene_session *s, const struct selene_sink *sink); /* of the caller, or NULL */
 void selene_receiver_take(struct selene_session *s); /* waits for the role, waking whoever sleeps in it */
 void selene_receiver_leave(struct selene_session *s);
 void selene_receiver_nudge(struct selene_session *s);

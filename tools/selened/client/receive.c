@@ -17,20 +17,23 @@
 
 #include "internal.h"
 
-#define RX_OFFSET 48u           /* the first payload of a reception is then 64-byte aligned */
 #define RELAY_BURST 64
+#define ADAPT_EVERY 64u
 
 /* ---- The role ---- */
 
-bool selene_receiver_enter(struct selene_session *s)
+bool selene_receiver_enter(struct selene_session *s, const struct selene_sink *sink)
 {
-    return qos_load_relaxed(&s->receiving) == 0 && qos_exchange_acq_rel(&s->receiving, 1) == 0;
+    if (qos_load_relaxed(&s->receiving) != 0 || qos_exchange_acq_rel(&s->receiving, 1) != 0)
+        return false;
+    s->receiving_for = sink;
+    return true;
 }
 
-/* Let those behind the receiver look round. */
+/* Let those behind the receiver look round. The caller has passed a full barrier since what they are to see: it pairs with the fence in
+ * sleep.c's sleep_behind_receiver. */
 void selene_next_turn(struct selene_session *s)
 {
-    qos_fence_seq_cst(); /* pairs with the fence in sleep.c's sleep_behind_receiver */
     if (QOS_LIKELY(qos_load_relaxed(&s->followers) == 0))
         return;
     qos_add_acq_rel(&s->turn, 1);
@@ -39,7 +42,7 @@ void selene_next_turn(struct selene_session *s)
 
 void selene_receiver_leave(struct selene_session *s)
 {
-    qos_store_release(&s->receiving, 0);
+    (void)atomic_exchange(&s->receiving, 0);
     selene_next_turn(s);
 }
 
@@ -65,7 +68,7 @@ void selene_receiver_nudge(struct selene_session *s)
 
 void selene_receiver_take(struct selene_session *s)
 {
-    while (!selene_receiver_enter(s)) {
+    while (!selene_receiver_enter(s, NULL)) {
         selene_receiver_nudge(s);
         struct timespec ts = {0, 1000000};
         nanosleep(&ts, NULL);
@@ -74,14 +77,17 @@ void selene_receiver_take(struct selene_session *s)
 
 /* ---- Items ---- */
 
+/* An item that is free; the receiver alone takes them. NULL: the sinks hold all. */
 static struct item *item_new(struct selene_session *s)
 {
-    pthread_mutex_lock(&s->item_lock);
-    struct item *item = s->free_items;
-    if (item)
-        s->free_items = item->free;
-    pthread_mutex_unlock(&s->item_lock);
-    return item;
+    uint32_t hint = qos_load_relaxed(&s->item_hint);
+    for (uint32_t i = 0; i < RX_ITEMS; i++) {
+        struct item *item = &s->items[(hint + i) % RX_ITEMS];
+        /* acquire: pairs with the release in selene_item_drop: its readers are done */
+        if (!qos_load_acquire(&item->busy))
+            return item;
+    }
+    return NULL;
 }
 
 /* The datapath process' memory: it may be reused once the slice is back. */
@@ -94,8 +100,8 @@ static void give_back(struct selene_session *s, struct memory *m, uint64_t slice
 
 void selene_item_drop(struct selene_session *s, struct item *item)
 {
-    /* pairs with itself: the last one sees that everybody has finished reading */
-    if (qos_sub_acq_rel(&item->references, 1) > 1)
+    /* whoever has the only reference has it alone: nobody can add one */
+    if (qos_load_acquire(&item->references) != 1 && qos_sub_acq_rel(&item->references, 1) > 1)
         return;
     if (item->slab) {
         qos_sub_acq_rel(&s->slab_references[item->slab - 1], 1);
@@ -103,11 +109,8 @@ void selene_item_drop(struct selene_session *s, struct item *item)
         give_back(s, item->memory, item->slice);
         selene_memory_drop(item->memory);
     }
-    qos_sub_acq_rel(&item->remote->items, 1);
-    pthread_mutex_lock(&s->item_lock);
-    item->free = s->free_items;
-    s->free_items = item;
-    pthread_mutex_unlock(&s->item_lock);
+    qos_store_relaxed(&s->item_hint, (uint32_t)(item - s->items));
+    qos_store_release(&item->busy, false); /* pairs with the acquire in item_new */
 }
 
 /* ---- Remote sources; remote_lock held ---- */
@@ -125,6 +128,15 @@ static struct remote *remote_of(struct selene_session *s, uint64_t id)
     return NULL;
 }
 
+/* Whether sinks still have datagrams of it. */
+static bool remote_busy(struct selene_session *s, const struct remote *r)
+{
+    for (uint32_t i = 0; i < RX_ITEMS; i++)
+        if (qos_load_acquire(&s->items[i].busy) && s->items[i].remote == r)
+            return true;
+    return false;
+}
+
 static void remote_free(struct remote *r)
 {
     for (uint32_t i = 0; i < r->sinks; i++) {
@@ -139,7 +151,7 @@ static void expire(struct selene_session *s, uint64_t now)
     for (uint32_t i = 0; i < 256; i++) {
         for (struct remote **at = &s->remotes[i]; *at;) {
             struct remote *r = *at;
-            if (r->closed_ns && now - r->closed_ns > REMOTE_GRACE_NS && qos_load_acquire(&r->items) == 0) {
+            if (r->closed_ns && now - r->closed_ns > REMOTE_GRACE_NS && !remote_busy(s, r)) {
                 *at = r->next;
                 remote_free(r);
             } else {
@@ -303,7 +315,7 @@ static void credit_taken(struct selene_session *s, struct remote *r, uint32_t va
 /* A sink begins with a datagram. A reliable source gets credit when the last of the sinks has. */
 void selene_item_taken(struct selene_session *s, struct item *item)
 {
-    if (qos_sub_acq_rel(&item->untaken, 1) == 1 && (item->wire.flags & QOS_WIRE_RELIABLE))
+    if ((item->wire.flags & QOS_WIRE_RELIABLE) && qos_sub_acq_rel(&item->untaken, 1) == 1)
         credit_taken(s, item->remote, item->wire.credit);
 }
 
@@ -313,7 +325,8 @@ struct arrival {
     uint8_t *data;
     uint32_t size;
     const struct qos_address *from; /* NULL: the datapath process has checked it */
-    uint32_t slab;                  /* index + 1, or 0 */
+    bool copy;                      /* small: the item keeps a copy */
+    uint32_t slab;                  /* else index + 1; 0: relayed */
     uint64_t slice;
 };
 
@@ -328,6 +341,10 @@ static bool deliver(struct selene_session *s, const struct arrival *a, const str
     }
     item->wire = *wire;
     item->data = a->data;
+    if (a->copy) {
+        item->data = item->copy + RX_OFFSET;
+        memcpy(item->data, a->data, a->size);
+    }
     item->size = a->size;
     item->slab = a->slab;
     item->slice = a->slice;
@@ -335,17 +352,18 @@ static bool deliver(struct selene_session *s, const struct arrival *a, const str
     item->remote = r;
     qos_store_relaxed(&item->references, r->sinks);
     qos_store_relaxed(&item->untaken, r->sinks);
-    qos_add_relaxed(&r->items, 1);
+    qos_store_relaxed(&item->busy, true);
     if (a->slab) {
         qos_add_relaxed(&s->slab_references[a->slab - 1], 1);
-    } else {
+    } else if (!a->copy) {
         selene_memory_hold(s->memory);
         item->memory = s->memory;
     }
     for (uint32_t i = 0; i < r->sinks; i++) {
         struct selene_sink *sink = r->inflows[i]->sink;
         if (selene_sink_queue(sink, item, r->inflows[i])) {
-            selene_sink_notify(sink);
+            if (sink != s->receiving_for)
+                selene_sink_notify(sink);
         } else {
             count(&sink->counters->dropped, wire->count);
             selene_item_taken(s, item);
@@ -385,7 +403,7 @@ static bool handle(struct selene_session *s, const struct arrival *a)
     }
     if (w.type == QOS_WIRE_PROBE) {
         /* what was sent before the probe and has not come is lost: nothing of it waits for a sink */
-        if (qos_load_acquire(&r->items) == 0 && (int32_t)(w.credit - qos_load_relaxed(&r->taken)) > 0)
+        if (!remote_busy(s, r) && (int32_t)(w.credit - qos_load_relaxed(&r->taken)) > 0)
             qos_store_release(&r->taken, w.credit);
         selene_credit_send(s, r, QOS_WIRE_ANSWER);
         return false;
@@ -400,53 +418,27 @@ static uint8_t *slab_at(const struct selene_session *s, uint32_t index)
     return s->slabs + (size_t)index * QOS_POOL_STRIDE;
 }
 
-/* A slab nobody holds, other than `other`; RX_SLABS if all are held. */
-static uint32_t slab_free(struct selene_session *s, uint32_t from, uint32_t other)
+/* A slab nobody holds; RX_SLABS if all are held. */
+static uint32_t slab_free(struct selene_session *s, uint32_t from)
 {
     for (uint32_t i = 0; i < RX_SLABS; i++) {
         uint32_t index = (from + i) % RX_SLABS;
         /* acquire: pairs with the decrement in selene_item_drop: its reader is done */
-        if (index != other && qos_load_acquire(&s->slab_references[index]) == 0)
+        if (qos_load_acquire(&s->slab_references[index]) == 0)
             return index;
     }
     return RX_SLABS;
 }
 
-/* Copy a small reception behind the others in the copy slab. NULL: no slab is free. */
-static uint8_t *copy_small(struct selene_session *s, const uint8_t *data, uint32_t length)
-{
-    uint32_t room = (length + 63) & ~63u;
-    if (qos_load_acquire(&s->slab_references[s->slab]) == 0) {
-        s->slab_used = 0;
-    } else if (s->slab_used + RX_OFFSET + room > QOS_POOL_STRIDE) {
-        uint32_t next = slab_free(s, s->slab + 1, s->staging);
-        if (next == RX_SLABS)
-            return NULL;
-        s->slab = next;
-        s->slab_used = 0;
-    }
-    uint8_t *at = slab_at(s, s->slab) + s->slab_used + RX_OFFSET;
-    s->slab_used += 64 + room;
-    memcpy(at, data, length);
-    return at;
-}
-
 static int take_packet(struct selene_session *s, const struct qos_packet *p)
 {
-    struct arrival a = {.from = &p->address, .slab = s->staging + 1};
-    uint8_t *data = p->data;
-    if (p->length <= RX_COPYBREAK) {
-        uint8_t *copy = copy_small(s, data, p->length);
-        if (copy) {
-            data = copy;
-            a.slab = s->slab + 1;
-        }
-    }
+    bool copy = p->length <= RX_COPYBREAK;
+    struct arrival a = {.from = &p->address, .copy = copy, .slab = copy ? 0 : s->staging + 1};
     uint32_t step = p->segment ? p->segment : p->length;
     int kept = 0;
     pthread_mutex_lock(&s->remote_lock);
     for (uint32_t at = 0; at < p->length || at == 0; at += step) {
-        a.data = data + at;
+        a.data = p->data + at;
         a.size = p->length - at < step ? p->length - at : step;
         kept += handle(s, &a);
         if (step == 0)
@@ -460,7 +452,7 @@ static int take_packet(struct selene_session *s, const struct qos_packet *p)
 static bool stage(struct selene_session *s, struct qos_packet *p)
 {
     if (qos_load_acquire(&s->slab_references[s->staging]) != 0) {
-        uint32_t next = slab_free(s, s->staging + 1, s->slab);
+        uint32_t next = slab_free(s, s->staging + 1);
         if (next == RX_SLABS)
             return false;
         s->staging = next;
@@ -468,6 +460,20 @@ static bool stage(struct selene_session *s, struct qos_packet *p)
     p->data = slab_at(s, s->staging) + RX_OFFSET;
     p->length = QOS_POOL_STRIDE - RX_OFFSET;
     return true;
+}
+
+/* Let the kernel put datagrams together in a flood, and not for single ones: 64 receptions at more than 250,000 a second switch it on, at
+ * fewer than 20,000 off. */
+static void adapt(struct selene_session *s, struct qos_datapath *udp)
+{
+    if (++s->receptions < ADAPT_EVERY || !(udp->capabilities & QOS_CAP_COALESCED_RX))
+        return;
+    uint64_t now = qos_clock_stamp_ns(), passed = now - s->receptions_ns;
+    s->receptions = 0;
+    s->receptions_ns = now;
+    bool want = s->coalescing ? passed < ADAPT_EVERY * 50000ull : passed < ADAPT_EVERY * 4000ull;
+    if (want != s->coalescing && qos_udp_coalesce(udp, want) == 0)
+        s->coalescing = want;
 }
 
 static int receive_socket(struct selene_session *s, uint64_t timeout_ns)
@@ -482,7 +488,10 @@ static int receive_socket(struct selene_session *s, uint64_t timeout_ns)
     if (!udp || !stage(s, &p))
         return 0;
     int n = timeout_ns ? udp->ops->rx_wait(udp, &p, timeout_ns) : udp->ops->rx(udp, &p, 1);
-    return n == 1 ? take_packet(s, &p) : 0;
+    if (n != 1)
+        return 0;
+    adapt(s, udp);
+    return take_packet(s, &p);
 }
 
 /* ---- The receive ring ---- */
@@ -553,17 +562,15 @@ int selene_receive(struct selene_session *s, uint64_t timeout_ns)
 
 int selene_receive_init(struct selene_session *s)
 {
-    s->items = calloc(RX_ITEMS, sizeof *s->items);
+    s->items = aligned_alloc(QOS_CACHE_LINE, RX_ITEMS * sizeof *s->items);
     void *slabs = mmap(NULL, (size_t)RX_SLABS * QOS_POOL_STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (!s->items || slabs == MAP_FAILED) {
         free(s->items);
         return -ENOMEM;
     }
     s->slabs = slabs;
-    s->slab = 1;
     for (uint32_t i = 0; i < RX_ITEMS; i++)
-        s->items[i].free = i + 1 < RX_ITEMS ? &s->items[i + 1] : NULL;
-    s->free_items = s->items;
+        s->items[i].busy = false; /* the rest is touched when it is used */
     return 0;
 }
 

@@ -81,7 +81,6 @@ static void session_free(struct selene_session *s)
     }
     pthread_mutex_destroy(&s->lock);
     pthread_mutex_destroy(&s->remote_lock);
-    pthread_mutex_destroy(&s->item_lock);
     pthread_mutex_destroy(&s->relay_lock);
     pthread_mutex_destroy(&s->dispatch_lock);
     pthread_cond_destroy(&s->cond);
@@ -97,7 +96,6 @@ static void locks_init(struct selene_session *s)
     pthread_mutexattr_destroy(&recursive);
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->remote_lock, NULL);
-    pthread_mutex_init(&s->item_lock, NULL);
     pthread_mutex_init(&s->relay_lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);

@@ -196,7 +196,8 @@ static int next_remote(struct selene_sink *sink, selene_buffer *out)
             item = sink->current.item;
             sink->current_offset = sink->current_index = 0;
             count(&sink->counters->datagrams, 1);
-            selene_item_taken(sink->session, item);
+            if (item->wire.flags & QOS_WIRE_RELIABLE)
+                selene_item_taken(sink->session, item);
         }
         const uint8_t *payload;
         uint32_t length, delta;
@@ -213,7 +214,11 @@ static int next_remote(struct selene_sink *sink, selene_buffer *out)
         uint64_t sequence = item->wire.sequence + sink->current_index++;
         if (selene_sequence(&flow->expected, &flow->seen, &flow->started, sequence, sink->counters) == SEQUENCE_DUPLICATE)
             continue;
-        qos_add_relaxed(&item->references, 1);
+        /* with its last message the datagram's own reference is handed on */
+        if (sink->current_index == item->wire.count)
+            sink->current.item = NULL;
+        else
+            qos_add_relaxed(&item->references, 1);
         *out = (selene_buffer){.data = (void *)(uintptr_t)payload, .size = length, .sequence = sequence, .source = item->wire.source,
                                .token = {(uint64_t)(uintptr_t)item | FROM_ITEM, (uint64_t)(uintptr_t)sink}};
         return 1;
@@ -256,7 +261,7 @@ static void spin_local(struct selene_sink *sink)
 static void spin_remote(struct selene_sink *sink)
 {
     struct selene_session *s = sink->session;
-    if (!selene_receiver_enter(s))
+    if (!selene_receiver_enter(s, sink))
         return;
     uint32_t polls = 0;
     while (polls < QOS_SPIN_REMOTE && selene_receive(s, 0) == 0 && !qos_load_relaxed(&sink->changed))
@@ -271,7 +276,7 @@ static int look(struct selene_sink *sink, selene_buffer *buffer)
 {
     struct selene_session *s = sink->session;
     int rc = selene_sink_next(sink, buffer);
-    if (rc != 0 || qos_load_relaxed(&sink->remotes) == 0 || !selene_receiver_enter(s))
+    if (rc != 0 || qos_load_relaxed(&sink->remotes) == 0 || !selene_receiver_enter(s, sink))
         return rc;
     (void)selene_receive(s, 0);
     selene_receiver_leave(s);
@@ -361,7 +366,7 @@ int selene_data_available(selene_sink *sink, int flags)
     for (;;) {
         if (qos_load_relaxed(&sink->changed))
             selene_sink_apply(sink);
-        if (qos_load_relaxed(&sink->remotes) && selene_receiver_enter(s)) {
+        if (qos_load_relaxed(&sink->remotes) && selene_receiver_enter(s, sink)) {
             (void)selene_receive(s, 0);
             selene_receiver_leave(s);
         }
@@ -570,7 +575,8 @@ void selene_sink_get_stats(const selene_sink *sink, selene_sink_stats *stats)
 {
     struct selene_session *s = sink->session;
     pthread_mutex_lock(&s->lock); /* the sink's thread changes its edges with it held */
-    const struct selene_counters *c = sink->counters;
+    /* not sink->counters: after a restart of the datapath process they point into the old page until that thread has looked */
+    const struct selene_counters *c = (const struct selene_counters *)((uint8_t *)s->memory->page + SELENE_PAGE_COUNTERS) + sink->endpoint.index;
     *stats = (selene_sink_stats){c->messages, c->bytes, c->datagrams, c->lost, c->duplicated, c->reordered, c->dropped, c->refused,
                                  0, qos_load_relaxed(&sink->remotes)};
     for (uint32_t i = 0; i < sink->edge_count; i++) {

@@ -85,7 +85,7 @@ static void sleep_on_fds(struct selene_sink *sink, uint64_t timeout_ns)
     }
     selene_edges_wait(sink, QOS_SHM_AWAKE);
     qos_store_relaxed(&sink->sleeping, AWAKE);
-    if (remote && selene_receiver_enter(s)) {
+    if (remote && selene_receiver_enter(s, sink)) {
         (void)selene_receive(s, 0);
         selene_receiver_leave(s);
     }
@@ -100,7 +100,7 @@ void selene_sink_sleep(struct selene_sink *sink, uint64_t timeout_ns)
         sleep_on_bell(sink, timeout_ns);
     else if (!remote || sink->edge_count > 0)
         sleep_on_fds(sink, timeout_ns);
-    else if (selene_receiver_enter(sink->session))
+    else if (selene_receiver_enter(sink->session, sink))
         sleep_as_receiver(sink, timeout_ns);
     else
         sleep_behind_receiver(sink, timeout_ns);

@@ -239,7 +239,7 @@ static void wait_step(struct selene_source *source, uint32_t step)
         (void)selene_flush(source);
         if (step > 0)
             selene_probe(source);
-        if (selene_receiver_enter(s)) {
+        if (selene_receiver_enter(s, NULL)) {
             (void)selene_receive(s, step == 0 ? 0 : 200000);
             selene_receiver_leave(s);
             return;
@@ -412,7 +412,7 @@ static int64_t emit_one(struct selene_source *source, selene_buffer *buffer, int
         if (rc < 0)
             return rc;
         remote = source->dest_count || source->relayed;
-    } else if (remote && !selene_has_credit(source, size) && selene_receiver_enter(source->session)) {
+    } else if (remote && !selene_has_credit(source, size) && selene_receiver_enter(source->session, NULL)) {
         (void)selene_receive(source->session, 0); /* credit may have come */
         selene_receiver_leave(source->session);
         selene_probe(source);

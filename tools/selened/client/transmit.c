@@ -13,6 +13,7 @@
 
 #include "internal.h"
 
+#define COST_EVERY 16 /* how long a send takes is measured once in so many */
 #define PROBE_NS 1000000u
 #define SEND_WAIT_MS 20
 
@@ -373,8 +374,9 @@ static int send_alone(struct selene_source *source, uint64_t slice, uint8_t *pay
         }
     }
     source->outcomes[sequence % SELENE_OUTCOMES] = (int16_t)(rc < 0 ? rc : references == 0);
-    source->last_send_ns = qos_clock_stamp_ns();
-    source->send_cost_ns = source->last_send_ns - now;
+    if (sequence % COST_EVERY == 0 || source->send_cost_ns == 0)
+        source->send_cost_ns = qos_clock_stamp_ns() - now;
+    source->last_send_ns = now + source->send_cost_ns;
     return references;
 }
 
@@ -388,7 +390,7 @@ int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *paylo
         /* idle when the last send was over for longer than a fraction of what a send takes: then a batch would only add latency */
         uint64_t idle = source->send_cost_ns / 4 < BATCH_IDLE_MAX_NS ? source->send_cost_ns / 4 : BATCH_IDLE_MAX_NS;
         uint32_t consumed = qos_load_relaxed(&source->session->consumed);
-        bool flood = source->stream->options.coalesce && now - source->last_send_ns < idle && consumed == source->last_consumed;
+        bool flood = source->stream->options.coalesce && (int64_t)(now - source->last_send_ns) < (int64_t)idle && consumed == source->last_consumed;
         source->last_consumed = consumed;
         if (!flood || QOS_WIRE_OVERHEAD + ((size + 7) & ~7u) > source->segment_limit || batch_open(source, size, now) < 0) {
             rc = send_alone(source, slice, payload, size, sent_ns, sequence, now);
