@@ -91,7 +91,8 @@ static void measure(void)
         uint64_t stop = raw_now_ns();
         if (i == 0)
             first = in.sequence;
-        if (in.size != size || in.sequence != first + i) /* the payload is not touched: locally it never leaves its cache */
+        if (in.size != size ||
+            in.sequence != first + i) /* the payload is not touched: locally it never leaves its cache */
             exit((fprintf(stderr, "round trip %" PRIu64 ": not the echo of what was sent\n", i), 1));
         if (i >= warmup)
             rtt_ns[i - warmup] = stop - start;
@@ -107,13 +108,15 @@ static void flood(void)
     wait_for_sink(source);
     for (uint64_t sent = 0; sent < messages && !ended;) {
         uint32_t want = messages - sent < burst ? (uint32_t)(messages - sent) : burst;
-        int got = burst == 1 ? selene_get_buffer(source, size, 0, buffers) : selene_get_burst(source, size, 0, buffers, want);
+        int got =
+            burst == 1 ? selene_get_buffer(source, size, 0, buffers) : selene_get_burst(source, size, 0, buffers, want);
         check(got, "get_buffer");
         uint32_t n = burst == 1 ? 1 : (uint32_t)got, done = 0;
         for (uint32_t i = 0; i < n; i++)
             *(uint64_t *)buffers[i].data = sent + i;
         while (done < n) {
-            int64_t rc = burst == 1 ? selene_emit_data(source, buffers) : selene_emit_burst(source, buffers + done, n - done, 0);
+            int64_t rc =
+                burst == 1 ? selene_emit_data(source, buffers) : selene_emit_burst(source, buffers + done, n - done, 0);
             check(rc, "emit");
             done += burst == 1 ? 1 : (uint32_t)rc;
         }
@@ -121,7 +124,8 @@ static void flood(void)
     }
     selene_source_stats s;
     selene_source_get_stats(source, &s);
-    printf("{\"kind\":\"flood\",\"count\":%" PRIu64 ",\"dropped\":%" PRIu64 "}\n", s.messages, s.dropped + s.dropped_slow);
+    printf("{\"kind\":\"flood\",\"count\":%" PRIu64 ",\"dropped\":%" PRIu64 "}\n", s.messages,
+           s.dropped + s.dropped_slow);
     selene_close_source(source);
     sleep(1); /* the sinks still read this process' buffers */
 }
@@ -144,17 +148,21 @@ static void drain(void)
     double seconds = (double)(raw_now_ns() - start) / 1e9;
     selene_sink_stats s;
     selene_sink_get_stats(sink, &s);
-    printf("{\"kind\":\"throughput\",\"count\":%" PRIu64 ",\"lost\":%" PRIu64 ",\"duplicated\":%" PRIu64 ",\"reordered\":%" PRIu64
-           ",\"size_bytes\":%u,\"rate_per_s\":%.0f,\"goodput_bits_per_s\":%.0f}\n",
-           got, s.lost + s.dropped, s.duplicated, s.reordered, size, (double)got / seconds, (double)got * size * 8 / seconds);
+    printf("{\"kind\":\"throughput\",\"count\":%" PRIu64 ",\"lost\":%" PRIu64 ",\"duplicated\":%" PRIu64
+           ",\"reordered\":%" PRIu64 ",\"size_bytes\":%u,\"rate_per_s\":%.0f,\"goodput_bits_per_s\":%.0f}\n",
+           got, s.lost + s.dropped, s.duplicated, s.reordered, size, (double)got / seconds,
+           (double)got * size * 8 / seconds);
 }
 
 int main(int argc, char **argv)
 {
-    static const struct option known[] = {{"size", 1, NULL, 's'},  {"count", 1, NULL, 'n'},   {"warmup", 1, NULL, 'w'},
-                                          {"mode", 1, NULL, 'm'},  {"burst", 1, NULL, 'b'},   {"relayed", 0, NULL, 'r'},
-                                          {"reliable", 0, NULL, 'R'}, {NULL, 0, NULL, 0}};
-    static const struct { const char *name; void (*run)(void); } roles[] = {
+    static const struct option known[] = {
+        {"size", 1, NULL, 's'},  {"count", 1, NULL, 'n'},   {"warmup", 1, NULL, 'w'},   {"mode", 1, NULL, 'm'},
+        {"burst", 1, NULL, 'b'}, {"relayed", 0, NULL, 'r'}, {"reliable", 0, NULL, 'R'}, {NULL, 0, NULL, 0}};
+    static const struct {
+        const char *name;
+        void (*run)(void);
+    } roles[] = {
         {"pingpong-server", serve}, {"pingpong-client", measure}, {"flood-source", flood}, {"flood-sink", drain}};
     selene_session_options so;
     selene_session_defaults(&so);
@@ -162,14 +170,29 @@ int main(int argc, char **argv)
     bool reliable = false;
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (c) {
-        case 's': size = (uint32_t)raw_parse(optarg, sizeof(uint64_t), SELENE_MAX_MESSAGE); break;
-        case 'n': messages = raw_parse(optarg, 1, 1000000000); break;
-        case 'w': warmup = raw_parse(optarg, 0, 100000000); break;
-        case 'm': mode = optarg; break;
-        case 'b': burst = (uint32_t)raw_parse(optarg, 1, 1024); break;
-        case 'r': so.relayed = 1; break;
-        case 'R': reliable = true; break;
-        default: raw_usage(USAGE);
+        case 's':
+            size = (uint32_t)raw_parse(optarg, sizeof(uint64_t), SELENE_MAX_MESSAGE);
+            break;
+        case 'n':
+            messages = raw_parse(optarg, 1, 1000000000);
+            break;
+        case 'w':
+            warmup = raw_parse(optarg, 0, 100000000);
+            break;
+        case 'm':
+            mode = optarg;
+            break;
+        case 'b':
+            burst = (uint32_t)raw_parse(optarg, 1, 1024);
+            break;
+        case 'r':
+            so.relayed = 1;
+            break;
+        case 'R':
+            reliable = true;
+            break;
+        default:
+            raw_usage(USAGE);
         }
     }
     struct sigaction action = {.sa_handler = end};

@@ -126,8 +126,8 @@ void qos_frame_put_record(uint8_t *out, uint32_t length, uint32_t delta_ns)
     memcpy(out, &r, sizeof r);
 }
 
-int qos_frame_next(const uint8_t *data, const struct qos_wire *wire, uint32_t *offset, const uint8_t **payload, uint32_t *length,
-                   uint32_t *delta_ns)
+int qos_frame_next(const uint8_t *data, const struct qos_wire *wire, uint32_t *offset, const uint8_t **payload,
+                   uint32_t *length, uint32_t *delta_ns)
 {
     uint32_t left = wire->length - *offset;
     if (*offset >= wire->length)

@@ -37,7 +37,7 @@
 #define QOS_WIRE_VERSION 1
 #define QOS_WIRE_HEADER 72
 #define QOS_WIRE_RECORD 8
-#define QOS_WIRE_OVERHEAD 80 /* header and the record of a single message */
+#define QOS_WIRE_OVERHEAD 80        /* header and the record of a single message */
 #define QOS_WIRE_MAX_DATAGRAM 65507 /* UDP over IPv4 */
 #define QOS_WIRE_MAX_RECORDS 8192
 #define QOS_WIRE_SKB_COST 768 /* what the kernel books for a small datagram beside its bytes; credit counts it */
@@ -45,10 +45,10 @@
 enum qos_wire_type { QOS_WIRE_DATA = 1, QOS_WIRE_CREDIT = 2, QOS_WIRE_PROBE = 3, QOS_WIRE_MARKER = 4 };
 
 enum qos_wire_flag {
-    QOS_WIRE_RELIABLE = 1, /* the source waits for credit instead of dropping */
-    QOS_WIRE_LAUNCH = 2,   /* launch_ns is valid */
-    QOS_WIRE_FRAGMENT = 4, /* the one record is part of a larger message */
-    QOS_WIRE_RELAYED = 8,  /* sent by a datapath process on behalf of the source */
+    QOS_WIRE_RELIABLE = 1,    /* the source waits for credit instead of dropping */
+    QOS_WIRE_LAUNCH = 2,      /* launch_ns is valid */
+    QOS_WIRE_FRAGMENT = 4,    /* the one record is part of a larger message */
+    QOS_WIRE_RELAYED = 8,     /* sent by a datapath process on behalf of the source */
     QOS_WIRE_ANSWER = 0x8000, /* CREDIT: a PROBE asked for it, so a datapath process passes it on at once */
 };
 
@@ -93,8 +93,8 @@ static inline uint32_t qos_frame_record_size(uint32_t length)
 
 /* Walk the records of a decoded datagram: `*offset` starts at 0 and counts from the end of the header. 1 and the record, 0 at the
  * end, -EPROTO when the record does not fit into the `length` bytes. */
-int qos_frame_next(const uint8_t *data, const struct qos_wire *wire, uint32_t *offset, const uint8_t **payload, uint32_t *length,
-                   uint32_t *delta_ns);
+int qos_frame_next(const uint8_t *data, const struct qos_wire *wire, uint32_t *offset, const uint8_t **payload,
+                   uint32_t *length, uint32_t *delta_ns);
 
 /* Bytes of credit a datagram of `size` bytes costs. */
 static inline uint32_t qos_frame_cost(uint32_t size)

@@ -9,7 +9,8 @@
 #include <sys/mman.h>
 
 #define NONE UINT32_MAX
-#define IDLE_MAX 16u /* idle buffers a cache keeps at most: going to the pool costs a lock, hoarding starves other caches */
+#define IDLE_MAX                                                                                                       \
+    16u /* idle buffers a cache keeps at most: going to the pool costs a lock, hoarding starves other caches */
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -23,7 +24,7 @@ struct buffer {
     uint32_t next, previous; /* in the pool's free list, or in the cache's list of buffers with free slots */
     uint16_t free;           /* free slots */
     uint16_t slots;
-    uint8_t first;           /* head of the free slots; valid while free > 0 */
+    uint8_t first; /* head of the free slots; valid while free > 0 */
     uint8_t class;
     bool populated;
     uint8_t after[QOS_POOL_SLOTS]; /* next free slot */
@@ -59,7 +60,8 @@ static struct owner owner_of(uint64_t word)
 
 static uint64_t owner_word(struct owner o)
 {
-    return (uint64_t)o.state << 56 | (uint64_t)o.generation << 40 | (uint64_t)o.references << 24 | (uint64_t)o.class << 16;
+    return (uint64_t)o.state << 56 | (uint64_t)o.generation << 40 | (uint64_t)o.references << 24 |
+           (uint64_t)o.class << 16;
 }
 
 /* Relaxed: only this process writes, and a report reads each word on its own. */
@@ -281,7 +283,8 @@ int qos_cache_drop(struct qos_cache *cache, uint64_t slice)
         return 0;
     }
     uint32_t number = qos_slice_buffer(slice), slot = qos_slice_slot(slice);
-    owner_store(cache->pool, qos_slice_index(slice), (struct owner){QOS_SLOT_FREE, (uint16_t)(o.generation + 1), 0, o.class});
+    owner_store(cache->pool, qos_slice_index(slice),
+                (struct owner){QOS_SLOT_FREE, (uint16_t)(o.generation + 1), 0, o.class});
     cache->used--;
     b->after[slot] = b->first;
     b->first = (uint8_t)slot;
@@ -304,7 +307,8 @@ int qos_cache_drop_index(struct qos_cache *cache, uint32_t index)
     uint32_t number = index / QOS_POOL_SLOTS;
     if (number >= cache->pool->region.count)
         return -EPROTO;
-    return qos_cache_drop(cache, qos_slice_make(number, 0, index % QOS_POOL_SLOTS, owner_load(cache->pool, index).generation));
+    return qos_cache_drop(cache,
+                          qos_slice_make(number, 0, index % QOS_POOL_SLOTS, owner_load(cache->pool, index).generation));
 }
 
 int qos_cache_owns(const struct qos_cache *cache, uint64_t slice)

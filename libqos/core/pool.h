@@ -19,7 +19,7 @@
 
 #include "compiler.h"
 
-#define QOS_POOL_HEADROOM 192u /* in front of each payload: Ethernet, VLAN, IPv6, UDP and the wire header */
+#define QOS_POOL_HEADROOM 192u  /* in front of each payload: Ethernet, VLAN, IPv6, UDP and the wire header */
 #define QOS_POOL_PAYLOAD 65536u /* the largest message of one slot */
 #define QOS_POOL_STRIDE 69632u  /* 17 pages: QOS_POOL_HEADROOM + QOS_POOL_PAYLOAD, page aligned */
 #define QOS_POOL_SLOTS 256u     /* slots in a buffer at most */
@@ -30,9 +30,9 @@
 enum qos_slot_state { QOS_SLOT_FREE = 0, QOS_SLOT_BORROWED = 1, QOS_SLOT_EMITTED = 2 };
 
 struct qos_region {
-    uint8_t *base;      /* start of the mapping: the owner words */
-    uint8_t *buffers;   /* the first buffer */
-    uint32_t count;     /* buffers */
+    uint8_t *base;    /* start of the mapping: the owner words */
+    uint8_t *buffers; /* the first buffer */
+    uint32_t count;   /* buffers */
 };
 
 static inline size_t qos_region_owner_bytes(uint32_t buffers)
@@ -85,7 +85,8 @@ static inline uint16_t qos_slice_generation(uint64_t slice)
 
 /* The address of a slice from another process and of the `length` bytes behind it, or NULL if it leaves its buffer or has less than
  * `headroom` bytes in front. */
-static inline uint8_t *qos_slice_locate(const struct qos_region *region, uint64_t slice, uint32_t length, uint32_t headroom)
+static inline uint8_t *qos_slice_locate(const struct qos_region *region, uint64_t slice, uint32_t length,
+                                        uint32_t headroom)
 {
     uint32_t buffer = qos_slice_buffer(slice), offset = qos_slice_offset(slice);
     if (QOS_UNLIKELY(buffer >= region->count || offset < headroom || length > QOS_POOL_STRIDE - offset))

@@ -52,7 +52,8 @@ struct qos_ring_consumer {
 /* Bytes a ring of `capacity` words takes, a multiple of the cache line. */
 static inline size_t qos_ring_size(uint32_t capacity)
 {
-    return sizeof(struct qos_ring) + (((size_t)capacity * sizeof(uint64_t) + QOS_CACHE_LINE - 1) & ~(size_t)(QOS_CACHE_LINE - 1));
+    return sizeof(struct qos_ring) +
+           (((size_t)capacity * sizeof(uint64_t) + QOS_CACHE_LINE - 1) & ~(size_t)(QOS_CACHE_LINE - 1));
 }
 
 /* Format memory at `mem` (cache-line aligned, at least qos_ring_size bytes). 0, or -EINVAL for a capacity that is not a power of two. */

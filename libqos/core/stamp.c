@@ -14,8 +14,8 @@
 
 #define CLOCKSOURCE "/sys/devices/system/clocksource/clocksource0/current_clocksource"
 #define RATE_SHIFT 32
-#define MIN_SPAN_NS 5000000u    /* a rate measured over less is not worth having */
-#define MAX_AGE_NS 2000000000u  /* an anchor is good for this long: then a rate off by a millionth is 2 us */
+#define MIN_SPAN_NS 5000000u   /* a rate measured over less is not worth having */
+#define MAX_AGE_NS 2000000000u /* an anchor is good for this long: then a rate off by a millionth is 2 us */
 #define READ_TRIES 5
 
 /* An instant on both clocks and the rate between them. A sequence lock: odd while it is written. */
@@ -85,7 +85,8 @@ void qos_clock_stamp_calibrate(void)
 uint64_t qos_clock_stamp_ns(void)
 {
     uint32_t before = qos_load_acquire(&anchor.sequence); /* pairs with the release in qos_clock_stamp_calibrate */
-    uint64_t ticks = qos_load_relaxed(&anchor.ticks), ns = qos_load_relaxed(&anchor.ns), rate = qos_load_relaxed(&anchor.rate);
+    uint64_t ticks = qos_load_relaxed(&anchor.ticks), ns = qos_load_relaxed(&anchor.ns),
+             rate = qos_load_relaxed(&anchor.rate);
     uint64_t max = qos_load_relaxed(&anchor.max_ticks), age = __rdtsc() - ticks;
     qos_fence_acquire();
     if (QOS_UNLIKELY(before & 1 || age >= max || qos_load_relaxed(&anchor.sequence) != before))

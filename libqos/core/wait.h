@@ -14,9 +14,10 @@
 
 #include "compiler.h"
 
-#define QOS_SPIN_GENTLE 8u    /* first looks, with a pause: a producer in a flood is slowed down by each look at its index */
-#define QOS_SPIN_EAGER 512u   /* then looks one right after the other: what a pause takes is a good part of a hop */
-#define QOS_SPIN_LOOKS 4096u  /* looks without success before a spinner that is alone yields to make sure that it is */
+#define QOS_SPIN_GENTLE                                                                                                \
+    8u /* first looks, with a pause: a producer in a flood is slowed down by each look at its index */
+#define QOS_SPIN_EAGER 512u  /* then looks one right after the other: what a pause takes is a good part of a hop */
+#define QOS_SPIN_LOOKS 4096u /* looks without success before a spinner that is alone yields to make sure that it is */
 #define QOS_YIELD_LONG_NS 1500u
 #define QOS_YIELD_SHORT_RUN 16u
 

@@ -286,6 +286,14 @@ def daemon(make_daemon: Callable[..., Daemon]) -> Daemon:
     return make_daemon().start()
 
 
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A running selened for all tests of a file that leave it as they found it."""
+    daemon = Daemon(tmp_path_factory.mktemp("shared")).start()
+    yield daemon
+    daemon.close()
+
+
 @pytest.fixture
 def peers(make_daemon: Callable[..., Daemon]) -> tuple[Daemon, Daemon]:
     """Two running selened, connected to each other."""

@@ -29,14 +29,14 @@ PATIENCE_S = 10.0
 
 
 @pytest.fixture
-def session(daemon: Any) -> Iterator[selene.Session]:
-    with selene.Session(daemon.path, program="pytest") as made:
+def session(shared_daemon: Any) -> Iterator[selene.Session]:
+    with selene.Session(shared_daemon.path, program="pytest") as made:
         yield made
 
 
 @pytest.fixture
-def relayed(daemon: Any) -> Iterator[selene.Session]:
-    with selene.Session(daemon.path, relayed=True) as made:
+def relayed(shared_daemon: Any) -> Iterator[selene.Session]:
+    with selene.Session(shared_daemon.path, relayed=True) as made:
         yield made
 
 
@@ -530,11 +530,11 @@ def test_no_daemon_says_how_to_start_one(tmp_path: Any) -> None:
         selene.Session("/tmp/" + "x" * 200)
 
 
-def test_the_socket_is_found_by_the_environment(daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SELENE_SOCKET", str(daemon.path))
+def test_the_socket_is_found_by_the_environment(shared_daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELENE_SOCKET", str(shared_daemon.path))
     with selene.Session() as session:
         assert session.connected
-        assert session.id in {int(record["session"], 16) for record in daemon.info("session")}
+        assert session.id in {int(record["session"], 16) for record in shared_daemon.info("session")}
 
 
 @pytest.mark.parametrize(
@@ -633,11 +633,11 @@ def test_counters_can_be_read_by_any_thread_and_after_close(pair: tuple[selene.S
 # ---- Ends ----
 
 
-def test_everything_is_closed_with_the_session(daemon: Any) -> None:
-    with selene.Session(daemon.path) as session:
+def test_everything_is_closed_with_the_session(shared_daemon: Any) -> None:
+    with selene.Session(shared_daemon.path) as session:
         stream = session.stream()
         source, sink = stream.source(channel=1), stream.sink(channel=1)
-        assert {record["kind"] for record in daemon.ask("info")} >= {"session", "stream", "source", "sink"}
+        assert {record["kind"] for record in shared_daemon.ask("info")} >= {"session", "stream", "source", "sink"}
     assert source.closed
     assert sink.closed
     session.close()
@@ -663,12 +663,12 @@ def test_a_closed_stream_takes_its_endpoints_along(session: selene.Session) -> N
         stream.source(channel=1)
 
 
-def test_endpoints_can_come_and_go_without_limit(session: selene.Session, daemon: Any, until: Until) -> None:
+def test_endpoints_can_come_and_go_without_limit(session: selene.Session, shared_daemon: Any, until: Until) -> None:
     with session.stream() as stream:
         for _ in range(300):
             with stream.source(channel=1) as source, stream.sink(channel=1):
                 source.send(b"x")
-    until(lambda: not daemon.info("source") and not daemon.info("sink"), "the end of the last one")
+    until(lambda: not shared_daemon.info("source") and not shared_daemon.info("sink"), "the end of the last one")
 
 
 @pytest.mark.parametrize("what", ["sink", "stream", "session"])
@@ -693,10 +693,10 @@ def test_closing_ends_a_consumer_in_another_thread(session: selene.Session, what
     assert [error.errno for error in errors] == [errno.EBADF]
 
 
-def test_closing_under_fire(daemon: Any) -> None:
+def test_closing_under_fire(shared_daemon: Any) -> None:
     """Threads in every call while the session is closed: each ends with an error that says so."""
     for _ in range(5):
-        strange, threads = _close_under_fire(selene.Session(daemon.path))
+        strange, threads = _close_under_fire(selene.Session(shared_daemon.path))
         for thread in threads:
             thread.join()
         assert strange == []
@@ -733,27 +733,28 @@ def _close_under_fire(session: selene.Session) -> tuple[list[BaseException], lis
     return strange, threads
 
 
-def test_a_forgotten_session_is_closed_by_the_garbage_collector(daemon: Any, until: Until) -> None:
+def test_a_forgotten_session_is_closed_by_the_garbage_collector(shared_daemon: Any, until: Until) -> None:
     def forget() -> None:
-        stream = selene.Session(daemon.path).stream()
+        stream = selene.Session(shared_daemon.path).stream()
         stream.sink(channel=1, callback=lambda _: None)
         stream.source(channel=1).get(10)
 
     forget()
     gc.collect()
-    until(lambda: not daemon.info("session"), "the end of the session")
+    until(lambda: not shared_daemon.info("session"), "the end of the session")
 
 
-def run(daemon: Any, program: str) -> subprocess.Popen[str]:
+def run(shared_daemon: Any, program: str) -> subprocess.Popen[str]:
     """A Python program with a session: `session`, `stream`."""
     text = (
-        "import selene, sys, threading, os\n"
-        f"session = selene.Session({os.fspath(daemon.path)!r})\n"
+        "import selene, signal, sys, threading\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run in the background
+        f"session = selene.Session({os.fspath(shared_daemon.path)!r})\n"
         "stream = session.stream()\n"
         "def say(text): print(text, flush=True)\n"
     )
     return subprocess.Popen(
-        [sys.executable, "-X", "faulthandler", "-c", text + program],
+        [sys.executable, "-P", "-X", "faulthandler", "-c", text + program],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -762,9 +763,9 @@ def run(daemon: Any, program: str) -> subprocess.Popen[str]:
     "call",
     ["sink.consume()", "sink.consume_many(10)", "list(sink)", "session.poll()", "reliable.send_many([b'x'] * 5000)"],
 )
-def test_an_interrupt_ends_a_waiting_call(daemon: Any, call: str) -> None:
+def test_an_interrupt_ends_a_waiting_call(shared_daemon: Any, call: str) -> None:
     process = run(
-        daemon,
+        shared_daemon,
         "other = session.stream(stream=2, delivery='reliable')\n"
         "sink, reliable = stream.sink(channel=1), other.source(channel=1)\n"
         "full = other.sink(channel=1)\n"
@@ -792,21 +793,21 @@ def test_an_interrupt_ends_a_waiting_call(daemon: Any, call: str) -> None:
         "while not source.stats().local_sinks: pass\nsource.send(b'x')\nmessage = sink.consume()\nview = message.data",
     ],
 )
-def test_forgetting_close_leaves_nothing_behind(daemon: Any, until: Until, program: str) -> None:
-    process = run(daemon, program)
+def test_forgetting_close_leaves_nothing_behind(shared_daemon: Any, until: Until, program: str) -> None:
+    process = run(shared_daemon, program)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert "Fatal" not in err
-    until(lambda: not daemon.info("session"), "the end of the session")
+    until(lambda: not shared_daemon.info("session"), "the end of the session")
 
 
-def test_a_killed_client_leaves_nothing_behind(daemon: Any, until: Until) -> None:
-    process = run(daemon, "sink = stream.sink(channel=1)\nsay('ready')\nsink.consume()")
+def test_a_killed_client_leaves_nothing_behind(shared_daemon: Any, until: Until) -> None:
+    process = run(shared_daemon, "sink = stream.sink(channel=1)\nsay('ready')\nsink.consume()")
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.kill()
     process.communicate(timeout=PATIENCE_S)
-    until(lambda: not daemon.info("session"), "the end of the session")
+    until(lambda: not shared_daemon.info("session"), "the end of the session")
 
 
 def test_a_session_survives_the_daemon(daemon: Any, until: Until) -> None:

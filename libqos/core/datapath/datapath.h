@@ -22,19 +22,20 @@ static inline int qos_address_equal(const struct qos_address *a, const struct qo
 }
 
 struct qos_packet {
-    uint8_t *data;      /* tx: what to send. rx: set by the caller to where to receive, or by the datapath to its own memory */
-    uint32_t length;    /* tx: bytes. rx: in: room, out: bytes */
-    uint16_t segment;   /* size of the equal datagrams in it (the last may be shorter); 0: it is one datagram */
-    int16_t error;      /* tx: positive errno of a packet that failed */
+    uint8_t
+        *data; /* tx: what to send. rx: set by the caller to where to receive, or by the datapath to its own memory */
+    uint32_t length;            /* tx: bytes. rx: in: room, out: bytes */
+    uint16_t segment;           /* size of the equal datagrams in it (the last may be shorter); 0: it is one datagram */
+    int16_t error;              /* tx: positive errno of a packet that failed */
     struct qos_address address; /* tx: destination; rx: source */
-    uint64_t token;     /* the datapath's name for its own memory (shm: the slice) */
+    uint64_t token;             /* the datapath's name for its own memory (shm: the slice) */
 };
 
 enum qos_datapath_capability {
-    QOS_CAP_SEGMENTATION = 1,  /* tx takes packets with segment != 0 in one call */
-    QOS_CAP_COALESCED_RX = 2,  /* rx may return packets with segment != 0 */
-    QOS_CAP_OWN_MEMORY = 4,    /* rx hands out its own memory, to be given back with release */
-    QOS_CAP_ADDRESSED = 8,     /* packets carry addresses */
+    QOS_CAP_SEGMENTATION = 1, /* tx takes packets with segment != 0 in one call */
+    QOS_CAP_COALESCED_RX = 2, /* rx may return packets with segment != 0 */
+    QOS_CAP_OWN_MEMORY = 4,   /* rx hands out its own memory, to be given back with release */
+    QOS_CAP_ADDRESSED = 8,    /* packets carry addresses */
 };
 
 struct qos_datapath_stats {
@@ -74,6 +75,5 @@ int qos_udp_pair(struct qos_datapath *dp, const struct qos_address *peer);
 int qos_udp_coalesce(struct qos_datapath *dp, int on);
 /* Largest UDP payload towards an address that leaves in one piece (path MTU as the kernel knows it), or a negative errno. */
 int qos_udp_path_payload(const struct qos_address *to);
-
 
 #endif

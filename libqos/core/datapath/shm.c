@@ -33,8 +33,11 @@ int qos_shm_producer_open(struct qos_shm_producer *p, void *memory, uint32_t dep
     if (!depth_valid(depth))
         return -EINVAL;
     uint8_t *rings = (uint8_t *)memory + QOS_SHM_RINGS;
-    *p = (struct qos_shm_producer){
-        .link = memory, .size = qos_shm_size(depth), .depth = depth, .slots = pool->count * QOS_POOL_SLOTS, .pool = *pool};
+    *p = (struct qos_shm_producer){.link = memory,
+                                   .size = qos_shm_size(depth),
+                                   .depth = depth,
+                                   .slots = pool->count * QOS_POOL_SLOTS,
+                                   .pool = *pool};
     int rc = qos_ring_producer_open(&p->forward, rings, 2 * depth);
     if (rc < 0)
         return rc;
@@ -75,7 +78,8 @@ void qos_shm_consumer_close(struct qos_shm_consumer *c)
     c->link = NULL;
 }
 
-int qos_shm_write(struct qos_shm_producer *p, uint64_t slice, uint32_t length, uint64_t sequence, uint32_t slot_bytes, uint64_t quota)
+int qos_shm_write(struct qos_shm_producer *p, uint64_t slice, uint32_t length, uint64_t sequence, uint32_t slot_bytes,
+                  uint64_t quota)
 {
     if (QOS_UNLIKELY(p->held == p->depth || (p->held_bytes + slot_bytes > quota && p->held > 0)))
         return -EAGAIN;

@@ -73,7 +73,8 @@ void qos_shm_consumer_close(struct qos_shm_consumer *c);
 
 /* Hand a slice on; the consumer sees it at qos_ring_publish(&p->forward). 0, -EAGAIN (the ring or the consumer's quota of `quota` bytes is
  * exhausted), -EPROTO. */
-int qos_shm_write(struct qos_shm_producer *p, uint64_t slice, uint32_t length, uint64_t sequence, uint32_t slot_bytes, uint64_t quota);
+int qos_shm_write(struct qos_shm_producer *p, uint64_t slice, uint32_t length, uint64_t sequence, uint32_t slot_bytes,
+                  uint64_t quota);
 /* Up to `max` slices that came back; each was held, and is counted off. The number, or -EPROTO: next is one that the consumer did not
  * hold. */
 int qos_shm_returned(struct qos_shm_producer *p, uint64_t *slices, uint32_t max);

@@ -69,7 +69,8 @@ static socklen_t to_sockaddr(int family, const struct qos_address *a, union sock
         memcpy(&s->v4.sin_addr, &a->ip.s6_addr[12], 4);
         return sizeof s->v4;
     }
-    s->v6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(a->port), .sin6_addr = a->ip, .sin6_scope_id = a->scope};
+    s->v6 = (struct sockaddr_in6){
+        .sin6_family = AF_INET6, .sin6_port = htons(a->port), .sin6_addr = a->ip, .sin6_scope_id = a->scope};
     return sizeof s->v6;
 }
 
@@ -84,10 +85,12 @@ static void from_sockaddr(const union sockaddr_any *s, struct qos_address *a)
     }
 }
 
-static void prepare_tx(struct udp *udp, struct qos_packet *p, struct msghdr *m, struct iovec *iov, union sockaddr_any *to, union control *c)
+static void prepare_tx(struct udp *udp, struct qos_packet *p, struct msghdr *m, struct iovec *iov,
+                       union sockaddr_any *to, union control *c)
 {
     *iov = (struct iovec){p->data, p->length};
-    *m = (struct msghdr){.msg_name = to, .msg_namelen = to_sockaddr(udp->family, &p->address, to), .msg_iov = iov, .msg_iovlen = 1};
+    *m = (struct msghdr){
+        .msg_name = to, .msg_namelen = to_sockaddr(udp->family, &p->address, to), .msg_iov = iov, .msg_iovlen = 1};
     if (p->segment && p->length > p->segment) {
         m->msg_control = c->bytes;
         m->msg_controllen = CMSG_SPACE(sizeof(uint16_t));
@@ -280,7 +283,8 @@ static void udp_close(struct qos_datapath *dp)
     free(udp);
 }
 
-static const struct qos_datapath_ops UDP_OPS = {"udp", udp_tx, udp_rx, udp_rx_wait, udp_release, udp_wait_fd, udp_close};
+static const struct qos_datapath_ops UDP_OPS = {"udp",       udp_tx,      udp_rx,   udp_rx_wait,
+                                                udp_release, udp_wait_fd, udp_close};
 
 int qos_udp_open(struct qos_datapath **dp, int fd)
 {

@@ -39,7 +39,7 @@ class Publication:
         self.source = source
         self.splitter = splitter
         self.pace = pace
-        self.begin_ns = time.monotonic_ns()
+        self.begin_ns = self.end_ns = time.monotonic_ns()
         # Counted here: the counters of the source begin anew when selened-dp was restarted.
         self.count = 0
         self.size_bytes = 0
@@ -79,6 +79,7 @@ class Publication:
             self._index += sent
             messages = messages[sent:]
         self.source.flush()
+        self.end_ns = time.monotonic_ns()
 
     @staticmethod
     def _sleep_until(due_ns: int) -> None:
@@ -88,7 +89,7 @@ class Publication:
 
     def record(self, topic: str) -> dict[str, Any]:
         """The summary."""
-        elapsed_ns = time.monotonic_ns() - self.begin_ns
+        elapsed_ns = self.end_ns - self.begin_ns
         record = {
             "kind": "published", "ts_ns": time.time_ns(), "topic": topic, "count": self.count,
             "size_bytes": self.size_bytes, "elapsed_ns": elapsed_ns,
@@ -200,7 +201,7 @@ def pub(
         try:
             if wait_for_subscriber is not None:
                 _wait_for_subscriber(moon, topic, None if math.isinf(wait_for_subscriber) else wait_for_subscriber)
-                publication.begin_ns = time.monotonic_ns()
+                publication.begin_ns = publication.end_ns = time.monotonic_ns()
             _publish(publication)
         finally:
             moon.close()

@@ -52,7 +52,8 @@ ssize_t selene_receive_packet(int fd, void *packet, size_t room, int *fds, int *
         size_t align;
     } control;
     struct iovec iov = {packet, room};
-    struct msghdr h = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+    struct msghdr h = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
     *fd_count = 0;
     ssize_t n;
     do
@@ -69,7 +70,8 @@ ssize_t selene_receive_packet(int fd, void *packet, size_t room, int *fds, int *
     const struct selene_msg *m = packet;
     if (n == 0)
         return 0;
-    if ((size_t)n < sizeof *m || m->magic != SELENE_PROTO_MAGIC || m->length != (size_t)n || (h.msg_flags & (MSG_TRUNC | MSG_CTRUNC))) {
+    if ((size_t)n < sizeof *m || m->magic != SELENE_PROTO_MAGIC || m->length != (size_t)n ||
+        (h.msg_flags & (MSG_TRUNC | MSG_CTRUNC))) {
         for (int i = 0; i < *fd_count; i++)
             close(fds[i]);
         return -EPROTO;
@@ -89,8 +91,9 @@ static int dial(const char *path)
     if (connect(fd, (struct sockaddr *)&a, sizeof a) < 0) {
         int error = errno;
         close(fd);
-        return selene_fail(-error, "cannot reach selened at %s: %s. Start it with: selened --socket %s (or set SELENE_SOCKET)", path,
-                           strerror(error), path);
+        return selene_fail(-error,
+                           "cannot reach selened at %s: %s. Start it with: selened --socket %s (or set SELENE_SOCKET)",
+                           path, strerror(error), path);
     }
     return fd;
 }
@@ -106,7 +109,8 @@ static int wait_readable(int fd)
 }
 
 /* Say hello; take the welcome and its descriptors. */
-static int greet(struct selene_session *s, int fd, struct selene_welcome *welcome, int fds[SELENE_MAX_FDS], int *fd_count)
+static int greet(struct selene_session *s, int fd, struct selene_welcome *welcome, int fds[SELENE_MAX_FDS],
+                 int *fd_count)
 {
     struct selene_hello hello = {.pid = (uint32_t)getpid(), .session = s->id, .token = s->token};
     hello.flags = (s->options.relayed ? SELENE_RELAYED : 0u) | (s->id ? SELENE_RESUME : 0u);
@@ -135,7 +139,8 @@ static int greet(struct selene_session *s, int fd, struct selene_welcome *welcom
         return selene_fail(answer.error.error > 0 ? -answer.error.error : -EPROTO, "%s", answer.error.text);
     }
     if (answer.msg.version != SELENE_PROTO_VERSION)
-        return selene_fail(-EPROTONOSUPPORT, "selened at %s speaks protocol version %u, this library %d: install the same version",
+        return selene_fail(-EPROTONOSUPPORT,
+                           "selened at %s speaks protocol version %u, this library %d: install the same version",
                            s->socket_path, answer.msg.version, SELENE_PROTO_VERSION);
     if (answer.msg.type != SELENE_S_WELCOME || (size_t)n < sizeof answer.welcome ||
         (*fd_count < 1 && !(answer.welcome.flags & SELENE_RESUME)))
@@ -215,6 +220,7 @@ int selene_connect(struct selene_session *s)
     pthread_mutex_unlock(&s->remote_lock);
     pthread_mutex_unlock(&s->lock);
     selene_receiver_leave(s);
-    selene_memory_drop(old);
+    selene_memory_drop(s->retired);
+    s->retired = old;
     return 0;
 }

@@ -3,9 +3,9 @@
  * What is said to selened, and what selened and selened-dp say: answers, routes, announcements, edges.
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -35,10 +35,13 @@ int selene_request(struct selene_session *s, struct request *r, void *packet, ui
     uint64_t deadline = qos_clock_monotonic_ns() + REQUEST_NS;
     pthread_mutex_lock(&s->lock);
     r->number = ++s->request_number ? s->request_number : ++s->request_number;
-    int rc = s->control_fd < 0 ? -ENOTCONN : selene_send_packet(s->control_fd, packet, length, type, r->number, &fd, fd >= 0 ? 1 : 0);
+    int rc = s->control_fd < 0
+                 ? -ENOTCONN
+                 : selene_send_packet(s->control_fd, packet, length, type, r->number, &fd, fd >= 0 ? 1 : 0);
     if (rc < 0) {
         pthread_mutex_unlock(&s->lock);
-        return selene_fail(rc, "selened at %s is not there: %s; the session reconnects when it is back", s->socket_path, strerror(-rc));
+        return selene_fail(rc, "selened at %s is not there: %s; the session reconnects when it is back", s->socket_path,
+                           strerror(-rc));
     }
     r->next = s->requests;
     s->requests = r;
@@ -191,13 +194,15 @@ static int handle_announcement(struct selene_session *s, const void *packet, siz
     const struct selene_msg *m = packet;
     if (m->type == SELENE_S_ROUTE) {
         const struct selene_route *route = packet;
-        if (length < sizeof *route || route->count > SELENE_MAX_DESTS || length < sizeof *route + route->count * sizeof route->dests[0])
+        if (length < sizeof *route || route->count > SELENE_MAX_DESTS ||
+            length < sizeof *route + route->count * sizeof route->dests[0])
             return -EPROTO;
         struct selene_source *source = source_of(s, route->source);
         return source ? handle_route(source, route) : keep(s, packet, length);
     }
     const struct selene_accept *accept = packet;
-    if (length < sizeof *accept || accept->count > SELENE_MAX_ACCEPT || length < sizeof *accept + accept->count * sizeof accept->entries[0])
+    if (length < sizeof *accept || accept->count > SELENE_MAX_ACCEPT ||
+        length < sizeof *accept + accept->count * sizeof accept->entries[0])
         return -EPROTO;
     struct selene_sink *sink = sink_of(s, accept->sink);
     if (sink)
@@ -260,7 +265,8 @@ static void adopt(struct selene_session *s, uint64_t id)
     for (struct orphan **at = &s->orphans; *at;) {
         struct orphan *o = *at;
         const struct selene_msg *m = (const void *)o->packet;
-        uint64_t of = m->type == SELENE_S_ROUTE ? ((const struct selene_route *)m)->source : ((const struct selene_accept *)m)->sink;
+        uint64_t of = m->type == SELENE_S_ROUTE ? ((const struct selene_route *)m)->source
+                                                : ((const struct selene_accept *)m)->sink;
         if (of == id) {
             *at = o->next;
             o->next = oldest;
@@ -336,7 +342,8 @@ static int handle_edge(struct selene_session *s, const struct selene_edge_open *
     void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fds[0], 0);
     if (memory == MAP_FAILED)
         return -errno;
-    int rc = open->msg.type == SELENE_D_EDGE_SOURCE ? open_edge_out(s, open, memory, fds[1]) : open_edge_in(s, open, memory, fds[1]);
+    int rc = open->msg.type == SELENE_D_EDGE_SOURCE ? open_edge_out(s, open, memory, fds[1])
+                                                    : open_edge_in(s, open, memory, fds[1]);
     if (rc < 0)
         munmap(memory, size);
     else
@@ -433,7 +440,8 @@ int selene_handle_session(struct selene_session *s, const void *packet, size_t l
 {
     const struct selene_msg *m = packet;
     int rc = -EPROTO;
-    if ((m->type == SELENE_D_EDGE_SOURCE || m->type == SELENE_D_EDGE_SINK) && length >= sizeof(struct selene_edge_open) && fd_count == 2) {
+    if ((m->type == SELENE_D_EDGE_SOURCE || m->type == SELENE_D_EDGE_SINK) &&
+        length >= sizeof(struct selene_edge_open) && fd_count == 2) {
         rc = handle_edge(s, packet, fds);
         if (rc == 0)
             return 0;

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -66,7 +67,8 @@ static bool ready(struct selene_session *s)
 static void wait_for_any(struct selene_session *s, uint64_t timeout_ns)
 {
     struct memory *m = s->memory;
-    struct pollfd p[3] = {{s->callback_fd, POLLIN, 0}, {m->udp ? m->udp->ops->wait_fd(m->udp) : -1, POLLIN, 0}, {-1, POLLIN, 0}};
+    struct pollfd p[3] = {
+        {s->callback_fd, POLLIN, 0}, {m->udp ? m->udp->ops->wait_fd(m->udp) : -1, POLLIN, 0}, {-1, POLLIN, 0}};
     if (qos_load_relaxed(&s->ring_used)) {
         p[2].fd = m->doorbell;
         __atomic_store_n(&m->page->waiting, SELENE_WAIT_FD, __ATOMIC_RELAXED);
@@ -90,13 +92,13 @@ static void wait_for_any(struct selene_session *s, uint64_t timeout_ns)
     qos_store_relaxed(&s->dispatch_sleeping, 0);
 }
 
-/* With the dispatch lock: until something was handled, the time is over, or the session ends. */
+/* With the dispatch lock: until something was handled, the time is over, somebody else wants the lock, or the session ends. */
 static int dispatch(struct selene_session *s, uint64_t timeout_ns)
 {
     uint64_t begin = qos_clock_monotonic_ns(), passed = 0;
     for (;;) {
         int n = pass(s);
-        if (n > 0 || passed >= timeout_ns || qos_load_acquire(&s->stop))
+        if (n > 0 || passed >= timeout_ns || qos_load_acquire(&s->closers) || qos_load_acquire(&s->stop))
             return n;
         if (qos_load_acquire(&s->open_batches))
             (void)selene_flush_session(s, 0);
@@ -106,16 +108,48 @@ static int dispatch(struct selene_session *s, uint64_t timeout_ns)
     }
 }
 
-int selene_poll(selene_session *s, int timeout_ms)
+/* A mutex alone would let a thread that runs callbacks in a loop keep all others out. */
+static void give_way(void)
 {
-    /* the dispatcher gives way to whoever polls */
-    qos_add_acq_rel(&s->pollers, 1);
+    struct timespec ts = {0, 1000000};
+    nanosleep(&ts, NULL);
+}
+
+static void announce(struct selene_session *s, _Atomic uint32_t *who)
+{
+    qos_add_acq_rel(who, 1);
     uint64_t one = 1;
     ssize_t ignored = write(s->callback_fd, &one, sizeof one);
     (void)ignored;
+}
+
+void selene_dispatch_enter(struct selene_session *s)
+{
+    announce(s, &s->closers);
     pthread_mutex_lock(&s->dispatch_lock);
-    int n = dispatch(s, timeout_ms < 0 ? UINT64_MAX : (uint64_t)timeout_ms * 1000000u);
+}
+
+void selene_dispatch_leave(struct selene_session *s)
+{
     pthread_mutex_unlock(&s->dispatch_lock);
+    qos_sub_acq_rel(&s->closers, 1);
+}
+
+int selene_poll(selene_session *s, int timeout_ms)
+{
+    uint64_t timeout_ns = timeout_ms < 0 ? UINT64_MAX : (uint64_t)timeout_ms * 1000000u;
+    uint64_t begin = qos_clock_monotonic_ns(), passed = 0;
+    int n;
+    announce(s, &s->pollers); /* the dispatcher gives way to whoever polls */
+    for (;;) {
+        pthread_mutex_lock(&s->dispatch_lock);
+        n = dispatch(s, timeout_ns - passed);
+        pthread_mutex_unlock(&s->dispatch_lock);
+        passed = qos_clock_monotonic_ns() - begin;
+        if (n > 0 || passed >= timeout_ns || qos_load_acquire(&s->stop))
+            break;
+        give_way();
+    }
     qos_sub_acq_rel(&s->pollers, 1);
     return n;
 }
@@ -129,10 +163,8 @@ static void *dispatcher(void *arg)
         if (qos_load_acquire(&s->pollers) == 0)
             (void)dispatch(s, SLICE_SLEEP_NS);
         pthread_mutex_unlock(&s->dispatch_lock);
-        if (qos_load_acquire(&s->pollers)) {
-            struct timespec ts = {0, 1000000};
-            nanosleep(&ts, NULL);
-        }
+        if (qos_load_acquire(&s->pollers) || qos_load_acquire(&s->closers))
+            give_way();
     }
     return NULL;
 }

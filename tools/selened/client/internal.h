@@ -35,12 +35,14 @@
 #define BATCH_TIMER_NS 20000u     /* a batch leaves at the latest this long after it was opened */
 #define BATCH_LINGER_NS 1000000u  /* the timer stays awake this long after the last batch */
 #define BATCH_IDLE_MAX_NS 2000u   /* emits further apart than this are never batched */
-#define EDGE_QUOTA(buffers) ((uint64_t)(buffers) * QOS_POOL_STRIDE / 2) /* what one slow sink may hold of a producer's pool */
+#define EDGE_QUOTA(buffers)                                                                                            \
+    ((uint64_t)(buffers) * QOS_POOL_STRIDE / 2) /* what one slow sink may hold of a producer's pool */
 #define RX_SLABS 128
 #define RX_ITEMS 4096
 #define RX_OFFSET 48u /* the first payload of a reception is then 64-byte aligned */
-#define RX_COPYBREAK 2048 /* smaller datagrams are copied into their item, so that a held message does not hold 64 KiB */
-#define SINK_PENDING 4096 /* datagrams queued at a sink; a power of two */
+#define RX_COPYBREAK                                                                                                   \
+    2048 /* smaller datagrams are copied into their item, so that a held message does not hold 64 KiB */
+#define SINK_PENDING 4096  /* datagrams queued at a sink; a power of two */
 #define SINK_HELD_MAX 8192 /* messages an application may hold of one sink */
 #define CLOSE_WAIT_NS 1000000000u
 #define RELAY_OUTSTANDING (SELENE_RING_CAPACITY / 2) /* datagrams with the datapath process */
@@ -152,14 +154,14 @@ struct dest {
 };
 
 struct batch {
-    uint64_t slice;    /* a whole buffer of the cache; valid if open or kept */
-    uint8_t *data;     /* NULL: no buffer yet */
-    uint32_t used;     /* bytes in complete segments and the open one */
-    uint32_t segment;  /* size of the equal segments */
-    uint32_t start;    /* of the open segment */
-    uint32_t count;    /* records in the open segment */
-    uint64_t first;    /* sequence of the first record of the batch */
-    uint64_t send_ns;  /* of the open segment's first record */
+    uint64_t slice;     /* a whole buffer of the cache; valid if open or kept */
+    uint8_t *data;      /* NULL: no buffer yet */
+    uint32_t used;      /* bytes in complete segments and the open one */
+    uint32_t segment;   /* size of the equal segments */
+    uint32_t start;     /* of the open segment */
+    uint32_t count;     /* records in the open segment */
+    uint64_t first;     /* sequence of the first record of the batch */
+    uint64_t send_ns;   /* of the open segment's first record */
     uint64_t opened_ns; /* 0: closed */
     uint32_t messages;
     uint32_t cost; /* credit it takes */
@@ -216,7 +218,7 @@ struct selene_source {
     uint64_t *returned; /* what the datapath process is done with, slice and outcome in turn; under relay_lock */
     _Atomic uint32_t returned_count;
     struct selene_source *next_sending; /* under remote_lock: sources credit may come for */
-    int16_t outcomes[SELENE_OUTCOMES]; /* 1 sent, 0 pending, -errno */
+    int16_t outcomes[SELENE_OUTCOMES];  /* 1 sent, 0 pending, -errno */
 };
 
 /* How a sink's thread sleeps, so that others know how to wake it. */
@@ -231,7 +233,6 @@ struct selene_sink {
     void *arg;
     _Atomic bool changed;
     struct edge_in *inbox;
-    bool new_memory;
     int event_fd;
     int poll_fd; /* epoll of all that may bring a message; -1 until asked for */
     _Atomic bool armed;
@@ -241,14 +242,15 @@ struct selene_sink {
     struct edge_in **edges;
     uint32_t edge_count, edge_room, edge_turn;
     uint32_t held;
+    struct memory *memory; /* whose page has the counters */
     struct pending current;
     uint32_t current_offset, current_index;
     struct selene_counters *counters;
     /* SPSC: the receiver queues, the sink's thread takes */
     struct pending *queue;
     _Atomic uint32_t queue_head, queue_tail;
-    _Atomic uint32_t remotes;  /* remote sources it accepts */
-    _Atomic uint32_t sleeping; /* enum sleeping */
+    _Atomic uint32_t remotes;     /* remote sources it accepts */
+    _Atomic uint32_t sleeping;    /* enum sleeping */
     const _Atomic uint32_t *bell; /* what it sleeps on */
 };
 
@@ -285,6 +287,7 @@ struct selene_session {
     struct selene_source *sources;
     struct selene_sink *sinks;
     struct memory *memory;
+    struct memory *retired; /* the one before: somebody may be in the middle of a call with it */
     struct pool_view *views;
     struct edge_out *orphans_out; /* edges and announcements that came before the answer that names their endpoint */
     struct edge_in *orphans_in;
@@ -292,15 +295,15 @@ struct selene_session {
     uint32_t orphan_count;
     struct selene_source *closing; /* closed by the application; their sinks still hold buffers */
     uint64_t indices[SELENE_MAX_ENDPOINTS / 64];
-    int callback_fd; /* eventfd of all callback sinks */
+    int callback_fd;               /* eventfd of all callback sinks */
     pthread_mutex_t dispatch_lock; /* recursive: one thread at a time runs callbacks */
-    _Atomic uint32_t dispatch_sleeping, pollers;
+    _Atomic uint32_t dispatch_sleeping, pollers, closers;
     uint64_t sinks_generation;
     uint64_t retry_ns, backoff_ns;
     _Atomic uint32_t consumed; /* counts consume calls: who answers messages one by one is not a flood, however fast */
     /* batch timer */
     _Atomic uint32_t timer_awake;
-    _Atomic uint64_t last_batch_ns;  /* when the newest batch was opened */
+    _Atomic uint64_t last_batch_ns; /* when the newest batch was opened */
     _Atomic uint32_t open_batches;
     /* reception */
     _Atomic bool ring_used;     /* something may come through the receive ring */
@@ -310,18 +313,18 @@ struct selene_session {
     pthread_mutex_t remote_lock;
     struct remote *remotes[256];
     struct selene_source *sending;
-    bool paired;                   /* the socket is connected to the only peer there is */
+    bool paired; /* the socket is connected to the only peer there is */
     struct qos_address pair;
-    _Atomic bool pair_again;       /* somebody had to undo it for a moment */
+    _Atomic bool pair_again;          /* somebody had to undo it for a moment */
     struct selene_counters *counters; /* of the session itself: what was refused */
     uint8_t *slabs;
     _Atomic uint32_t slab_references[RX_SLABS];
-    uint32_t receptions;         /* since coalescing was last thought about */
-    uint64_t receptions_ns;      /* when that was */
+    uint32_t receptions;    /* since coalescing was last thought about */
+    uint64_t receptions_ns; /* when that was */
     bool coalescing;
-    uint32_t staging;            /* the slab the next reception goes to */
-    struct item *items;          /* free: no references */
-    _Atomic uint32_t item_hint;  /* probably free, and still in the cache */
+    uint32_t staging;                        /* the slab the next reception goes to */
+    struct item *items;                      /* free: no references */
+    _Atomic uint32_t item_hint;              /* probably free, and still in the cache */
     const struct selene_sink *receiving_for; /* the receiver's own sink: it looks when it is done */
     pthread_mutex_t relay_lock;
 };
@@ -345,7 +348,8 @@ struct orphan {
 struct memory *selene_memory_map(const struct selene_dp_session *d, const int fds[5]);
 void selene_memory_hold(struct memory *m);
 void selene_memory_drop(struct memory *m);
-struct pool_view *selene_view_get(struct selene_session *s, uint64_t session, int fd, uint32_t buffers); /* session->lock held */
+struct pool_view *selene_view_get(struct selene_session *s, uint64_t session, int fd,
+                                  uint32_t buffers); /* session->lock held */
 void selene_view_drop(struct selene_session *s, struct pool_view *v);
 
 /* service.c */
@@ -366,7 +370,11 @@ void selene_edges_gone(struct selene_session *s); /* the datapath process died; 
 /* session.c */
 int selene_index_take(struct selene_session *s, uint32_t *index); /* a counter block; session->lock held */
 
+/* emit.c */
+void selene_wait_step(struct selene_source *source, uint32_t step); /* of waiting for slow sinks or for credit */
+
 /* source.c */
+void selene_edge_drain(struct selene_source *source, struct edge_out *edge);
 bool selene_source_finish(struct selene_source *source); /* a closed one: true when nothing is held any more */
 void selene_source_free(struct selene_source *source);
 void selene_source_apply(struct selene_source *source);
@@ -374,7 +382,8 @@ void selene_source_drain(struct selene_source *source);
 
 /* transmit.c */
 /* Send or batch one message. References of the slot that the datapath process now holds (0 or 1), or a negative errno. */
-int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *payload, uint32_t size, uint64_t now, uint64_t sequence);
+int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *payload, uint32_t size, uint64_t now,
+                    uint64_t sequence);
 int selene_flush_locked(struct selene_source *source);
 /* Send the batches that are at least min_age_ns old; time until the next one is due. session->lock is not held. */
 uint64_t selene_flush_session(struct selene_session *s, uint64_t min_age_ns);
@@ -387,7 +396,7 @@ void selene_relay_done(struct selene_session *s, struct memory *m);
 int selene_relay_push(struct selene_session *s, struct memory *m, uint64_t slice, uint32_t length, uint32_t kind);
 
 /* receive.c */
-int selene_receive(struct selene_session *s, uint64_t timeout_ns); /* the caller is the receiver */
+int selene_receive(struct selene_session *s, uint64_t timeout_ns);                    /* the caller is the receiver */
 bool selene_receiver_enter(struct selene_session *s, const struct selene_sink *sink); /* of the caller, or NULL */
 void selene_receiver_take(struct selene_session *s); /* waits for the role, waking whoever sleeps in it */
 void selene_receiver_leave(struct selene_session *s);
@@ -409,6 +418,7 @@ void selene_sink_wake(struct selene_sink *sink);   /* its circumstances have cha
 void selene_sink_notify(struct selene_sink *sink); /* the receiver has queued something for it */
 int selene_sink_next(struct selene_sink *sink, selene_buffer *buffer);
 bool selene_sink_ready(struct selene_sink *sink);
+void selene_sink_discard(struct selene_sink *sink);
 bool selene_sink_queue(struct selene_sink *sink, struct item *item, struct inflow *inflow);
 
 /* sleep.c */
@@ -417,11 +427,15 @@ void selene_edges_wait(struct selene_sink *sink, uint32_t how);
 
 /* dispatch.c */
 int selene_dispatch_start(struct selene_session *s);
+/* Keep all callbacks from running: whoever removes a sink goes before those that run them. Also from a callback. */
+void selene_dispatch_enter(struct selene_session *s);
+void selene_dispatch_leave(struct selene_session *s);
 void selene_dispatch_stop(struct selene_session *s);
 
 /* sequence.c */
 enum sequence_verdict { SEQUENCE_NEW, SEQUENCE_LATE, SEQUENCE_DUPLICATE };
-enum sequence_verdict selene_sequence(uint64_t *expected, uint64_t *seen, bool *started, uint64_t sequence, struct selene_counters *c);
+enum sequence_verdict selene_sequence(uint64_t *expected, uint64_t *seen, bool *started, uint64_t sequence,
+                                      struct selene_counters *c);
 
 static inline void count(uint64_t *counter, uint64_t n)
 {

@@ -56,7 +56,8 @@ static void unmap(struct memory *m)
 
 struct memory *selene_memory_map(const struct selene_dp_session *d, const int fds[5])
 {
-    if (d->tx_buffers == 0 || d->tx_buffers > QOS_POOL_MAX_BUFFERS || d->rx_buffers == 0 || d->rx_buffers > QOS_POOL_MAX_BUFFERS)
+    if (d->tx_buffers == 0 || d->tx_buffers > QOS_POOL_MAX_BUFFERS || d->rx_buffers == 0 ||
+        d->rx_buffers > QOS_POOL_MAX_BUFFERS)
         return NULL;
     struct memory *m = calloc(1, sizeof *m);
     if (!m)

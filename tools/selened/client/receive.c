@@ -554,8 +554,14 @@ int selene_receive(struct selene_session *s, uint64_t timeout_ns)
     if (!qos_load_relaxed(&s->ring_used) && m->udp)
         return receive_socket(s, timeout_ns);
     int kept = receive_socket(s, 0) + receive_ring(s);
-    if (kept > 0 || timeout_ns == 0 || qos_ring_peek(&m->relay_done) != 0)
+    if (kept > 0 || timeout_ns == 0)
         return kept;
+    /* Left in their ring, outcomes would keep a sink from sleeping; only a source waits for them. */
+    if (qos_ring_peek(&m->relay_done) != 0) {
+        selene_relay_done(s, m);
+        if (!s->receiving_for)
+            return 0;
+    }
     sleep_for_ring(s, timeout_ns);
     return receive_socket(s, 0) + receive_ring(s);
 }

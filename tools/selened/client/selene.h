@@ -23,11 +23,11 @@ extern "C" {
 #endif
 
 #define SELENE_VERSION "0.1.0"
-#define SELENE_MAX_MESSAGE 65536      /* bytes of a local message */
-#define SELENE_OUTCOMES 4096          /* emit outcomes kept per source */
+#define SELENE_MAX_MESSAGE 65536 /* bytes of a local message */
+#define SELENE_OUTCOMES 4096     /* emit outcomes kept per source */
 
 /* Flags of get_buffer, emit, consume, data_available. */
-#define SELENE_DONTWAIT 1             /* never sleep: -EAGAIN instead */
+#define SELENE_DONTWAIT 1 /* never sleep: -EAGAIN instead */
 
 typedef struct selene_session selene_session;
 typedef struct selene_stream selene_stream;
@@ -58,14 +58,14 @@ typedef struct selene_options {
     uint32_t traffic_class;  /* 0-7 */
     uint64_t period_ns;
     uint64_t offset_ns;
-    uint32_t wait;           /* enum selene_wait */
-    uint32_t coalesce;       /* 1 (default): opportunistic batching; 0: every emit is a datagram */
+    uint32_t wait;     /* enum selene_wait */
+    uint32_t coalesce; /* 1 (default): opportunistic batching; 0: every emit is a datagram */
 } selene_options;
 
 /* A borrowed message. */
 typedef struct selene_buffer {
     void *data;
-    uint32_t size;     /* get_buffer: the size asked for, may be lowered before emit; consume: of the message */
+    uint32_t size; /* get_buffer: the size asked for, may be lowered before emit; consume: of the message */
     uint32_t reserved;
     uint64_t sequence; /* consume: of the source */
     uint64_t source;   /* consume: id of the source */
@@ -149,8 +149,10 @@ SELENE_API void selene_source_get_stats(const selene_source *source, selene_sour
 
 /* ---- Sink ---- */
 /* With a callback (may be NULL) messages are handed to it by the library's thread or in selene_poll; consume is then -EBUSY. */
-SELENE_API int selene_create_sink(selene_stream *stream, uint64_t channel, selene_data_cb callback, void *arg, selene_sink **sink);
-SELENE_API int selene_create_named_sink(selene_stream *stream, const char *name, selene_data_cb callback, void *arg, selene_sink **sink);
+SELENE_API int selene_create_sink(selene_stream *stream, uint64_t channel, selene_data_cb callback, void *arg,
+                                  selene_sink **sink);
+SELENE_API int selene_create_named_sink(selene_stream *stream, const char *name, selene_data_cb callback, void *arg,
+                                        selene_sink **sink);
 SELENE_API void selene_close_sink(selene_sink *sink);
 /* 1 if consume would return a message now. Without SELENE_DONTWAIT it waits for one. */
 SELENE_API int selene_data_available(selene_sink *sink, int flags);

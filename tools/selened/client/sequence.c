@@ -5,7 +5,8 @@
  */
 #include "internal.h"
 
-enum sequence_verdict selene_sequence(uint64_t *expected, uint64_t *seen, bool *started, uint64_t sequence, struct selene_counters *c)
+enum sequence_verdict selene_sequence(uint64_t *expected, uint64_t *seen, bool *started, uint64_t sequence,
+                                      struct selene_counters *c)
 {
     if (QOS_LIKELY(sequence == *expected && *started)) {
         *expected = sequence + 1;

@@ -122,6 +122,8 @@ static void reconnect(struct selene_session *s)
             x->new_memory = true;
             qos_store_release(&x->changed, true);
         }
+        for (struct selene_sink *x = s->sinks; x; x = x->next)
+            qos_store_release(&x->changed, true);
         pthread_mutex_unlock(&s->lock);
     }
     redeclare(s, fresh);

@@ -58,6 +58,7 @@ static void session_free(struct selene_session *s)
     if (s->callback_fd >= 0)
         close(s->callback_fd);
     selene_memory_drop(s->memory);
+    selene_memory_drop(s->retired);
     if (s->items)
         selene_receive_free(s);
     while (s->orphans) {
@@ -114,14 +115,16 @@ int selene_init_session(selene_session **out, const selene_session_options *opti
     else
         selene_session_defaults(&s->options);
     find_socket(s->socket_path, sizeof s->socket_path, s->options.socket);
-    snprintf(s->program, sizeof s->program, "%s", s->options.program ? s->options.program : program_invocation_short_name);
+    snprintf(s->program, sizeof s->program, "%s",
+             s->options.program ? s->options.program : program_invocation_short_name);
     s->options.socket = s->options.program = NULL; /* the caller's strings */
     s->control_fd = s->session_fd = -1;
     s->indices[0] = 1; /* block 0 is the session's own */
     locks_init(s);
     s->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     s->callback_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int rc = s->kick_fd < 0 || s->callback_fd < 0 ? selene_fail(-errno, "eventfd: %s", strerror(errno)) : selene_receive_init(s);
+    int rc = s->kick_fd < 0 || s->callback_fd < 0 ? selene_fail(-errno, "eventfd: %s", strerror(errno))
+                                                  : selene_receive_init(s);
     if (rc == 0)
         rc = selene_connect(s);
     if (rc == 0) {

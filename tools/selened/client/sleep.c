@@ -62,7 +62,7 @@ static void sleep_behind_receiver(struct selene_sink *sink, uint64_t timeout_ns)
 static void sleep_on_fds(struct selene_sink *sink, uint64_t timeout_ns)
 {
     struct selene_session *s = sink->session;
-    struct memory *m = s->memory;
+    struct memory *m = sink->memory;
     bool remote = qos_load_relaxed(&sink->remotes) > 0, ring = remote && qos_load_relaxed(&s->ring_used);
     struct pollfd p[3] = {{sink->event_fd, POLLIN, 0}, {-1, POLLIN, 0}, {-1, POLLIN, 0}};
     if (remote && m->udp)

@@ -20,27 +20,29 @@
 #define SELENE_PROTO_VERSION 1
 #define SELENE_MAX_PACKET 65536
 #define SELENE_MAX_FDS 8
-#define SELENE_MAX_NAME 255      /* bytes of a channel name */
+#define SELENE_MAX_NAME 255 /* bytes of a channel name */
 #define SELENE_MAX_TEXT 512
 #define SELENE_MAX_ENDPOINTS 4096 /* sources and sinks of a session */
-#define SELENE_MAX_DESTS 64      /* remote destinations of a source */
-#define SELENE_MAX_ACCEPT 1024   /* remote sources of a sink */
+#define SELENE_MAX_DESTS 64       /* remote destinations of a source */
+#define SELENE_MAX_ACCEPT 1024    /* remote sources of a sink */
 #define SELENE_MAX_SESSIONS 256
-#define SELENE_TX_BUFFERS 256    /* buffers of a session's transmit pool */
-#define SELENE_RX_BUFFERS 256    /* buffers of a user's receive pool in the datapath process */
+#define SELENE_TX_BUFFERS 256     /* buffers of a session's transmit pool */
+#define SELENE_RX_BUFFERS 256     /* buffers of a user's receive pool in the datapath process */
 #define SELENE_RING_CAPACITY 4096 /* words of each ring of a session page; a slice takes two */
-#define SELENE_EDGE_DEPTH 1024   /* messages of an edge by default */
+#define SELENE_EDGE_DEPTH 1024    /* messages of an edge by default */
 
 enum selene_type {
     /* client -> selened */
-    SELENE_C_HELLO = 1, /* fds: /proc/self/ns/net of the client, then with SELENE_RESUME the UDP socket of a direct session */
+    SELENE_C_HELLO =
+        1, /* fds: /proc/self/ns/net of the client, then with SELENE_RESUME the UDP socket of a direct session */
     SELENE_C_STREAM = 2,
     SELENE_C_SOURCE = 3,
     SELENE_C_SINK = 4, /* fd: the sink's eventfd */
     SELENE_C_CLOSE = 5,
     SELENE_C_ACCEPTED = 6, /* an S_ACCEPT is in force: its request, and the sink in struct selene_close */
     /* selened -> client */
-    SELENE_S_WELCOME = 32, /* fds: session socket, then the UDP socket if SELENE_DIRECT; none of them with SELENE_RESUME */
+    SELENE_S_WELCOME =
+        32, /* fds: session socket, then the UDP socket if SELENE_DIRECT; none of them with SELENE_RESUME */
     SELENE_S_STREAM = 33,
     SELENE_S_ENDPOINT = 34,
     SELENE_S_OK = 35,
@@ -48,14 +50,16 @@ enum selene_type {
     SELENE_S_ROUTE = 37,  /* pushed */
     SELENE_S_ACCEPT = 38, /* pushed */
     /* selened-dp -> client */
-    SELENE_D_SESSION = 64,     /* fds: transmit pool (rw), session page (rw), receive pool (ro), wake eventfd, doorbell socket */
+    SELENE_D_SESSION =
+        64, /* fds: transmit pool (rw), session page (rw), receive pool (ro), wake eventfd, doorbell socket */
     SELENE_D_EDGE_SOURCE = 65, /* fds: edge (rw), the sink's eventfd */
     SELENE_D_EDGE_SINK = 66,   /* fds: edge (rw), the producer's transmit pool (ro) */
     SELENE_D_EDGE_GONE = 67,
     /* selened -> selened-dp */
     SELENE_O_HELLO = 96,
     SELENE_O_LISTEN = 97, /* fd: the datapath's UDP socket, bound */
-    SELENE_O_SESSION = 98, /* fd: the datapath's end of the session socket. id: its token. The S_OK brings fd: session page (ro).
+    SELENE_O_SESSION =
+        98, /* fd: the datapath's end of the session socket. id: its token. The S_OK brings fd: session page (ro).
                             * With SELENE_RESUME and no fd: S_OK if session, token and uid are those of a session that is alive,
                             * else -ENOENT */
     SELENE_O_SESSION_END = 99,
@@ -65,7 +69,8 @@ enum selene_type {
     SELENE_O_ACCEPT = 103,
     SELENE_O_STATS = 104,
     SELENE_O_STOP = 105,
-    SELENE_O_SWEEP = 106, /* end every edge, route and accept that was not ordered (again) since the last O_HELLO; an order for
+    SELENE_O_SWEEP =
+        106, /* end every edge, route and accept that was not ordered (again) since the last O_HELLO; an order for
                            * something that exists replaces it */
     /* selened-dp -> selened; refusals are SELENE_S_ERROR, agreement SELENE_S_OK */
     SELENE_E_READY = 128,
@@ -76,7 +81,8 @@ enum selene_type {
 enum selene_flag {
     SELENE_RELAYED = 1, /* HELLO: asked for; WELCOME, ROUTE: in force */
     SELENE_DIRECT = 2,  /* WELCOME: a UDP socket comes with it */
-    SELENE_RESUME = 4,  /* HELLO: session and token are from an earlier WELCOME of this datapath process; WELCOME: the session
+    SELENE_RESUME =
+        4, /* HELLO: session and token are from an earlier WELCOME of this datapath process; WELCOME: the session
                          * goes on with its descriptors and memory (without the flag it is a new one); O_SESSION: see there */
 };
 
@@ -155,7 +161,7 @@ struct selene_endpoint_open {
     uint32_t handle; /* of the stream */
     uint32_t index;  /* of its counters in the session page */
     uint64_t channel;
-    uint64_t id; /* 0; after a restart of selened the id it had */
+    uint64_t id;    /* 0; after a restart of selened the id it had */
     uint32_t depth; /* SINK: messages an edge may hold for it; 0: the default */
     uint32_t name_length;
     char name[SELENE_MAX_NAME + 1];
@@ -197,7 +203,7 @@ struct selene_route {
 struct selene_accept_entry {
     uint64_t source;
     struct selene_addr address;
-    uint32_t flags; /* SELENE_RELAYED: it comes through the receive ring of the session page */
+    uint32_t flags;  /* SELENE_RELAYED: it comes through the receive ring of the session page */
     uint32_t window; /* bytes of credit this source may have under way to us */
 };
 
@@ -303,11 +309,11 @@ struct selene_dp_counters {
     uint64_t tx_errors;
     uint64_t rx_datagrams;
     uint64_t rx_bytes;
-    uint64_t rx_rubbish;   /* not our header */
-    uint64_t rx_version;   /* another version */
-    uint64_t rx_unknown;   /* source not announced, or from another address */
-    uint64_t rx_overflow;  /* lost in the socket buffer */
-    uint64_t dropped_quota;/* the session holds or leaves unread too much */
+    uint64_t rx_rubbish;    /* not our header */
+    uint64_t rx_version;    /* another version */
+    uint64_t rx_unknown;    /* source not announced, or from another address */
+    uint64_t rx_overflow;   /* lost in the socket buffer */
+    uint64_t dropped_quota; /* the session holds or leaves unread too much */
     uint64_t wakeups;
     uint64_t wakeups_empty;
     uint64_t violations;
@@ -344,12 +350,13 @@ struct selene_counters {
 
 /* Offsets inside the session page. Ring directions from the client's point of view; each ring is a struct qos_ring of
  * SELENE_RING_CAPACITY words, entries of two words: slice, then length | kind << 32 (see selene_word). */
-#define SELENE_PAGE_MAGIC 0x31475053 /* "SPG1" */
-#define SELENE_PAGE_RING_BYTES 36864 /* room for one ring: 9 pages */
-#define SELENE_PAGE_TX 4096                                             /* client -> datapath: datagrams to send */
-#define SELENE_PAGE_DONE (SELENE_PAGE_TX + SELENE_PAGE_RING_BYTES)       /* datapath -> client: slices sent, with outcome */
-#define SELENE_PAGE_RX (SELENE_PAGE_DONE + SELENE_PAGE_RING_BYTES)       /* datapath -> client: datagrams received */
-#define SELENE_PAGE_RELEASE (SELENE_PAGE_RX + SELENE_PAGE_RING_BYTES)    /* client -> datapath: received slices given back */
+#define SELENE_PAGE_MAGIC 0x31475053                               /* "SPG1" */
+#define SELENE_PAGE_RING_BYTES 36864                               /* room for one ring: 9 pages */
+#define SELENE_PAGE_TX 4096                                        /* client -> datapath: datagrams to send */
+#define SELENE_PAGE_DONE (SELENE_PAGE_TX + SELENE_PAGE_RING_BYTES) /* datapath -> client: slices sent, with outcome */
+#define SELENE_PAGE_RX (SELENE_PAGE_DONE + SELENE_PAGE_RING_BYTES) /* datapath -> client: datagrams received */
+#define SELENE_PAGE_RELEASE                                                                                            \
+    (SELENE_PAGE_RX + SELENE_PAGE_RING_BYTES) /* client -> datapath: received slices given back */
 #define SELENE_PAGE_COUNTERS (SELENE_PAGE_RELEASE + SELENE_PAGE_RING_BYTES)
 #define SELENE_PAGE_SIZE (SELENE_PAGE_COUNTERS + SELENE_MAX_ENDPOINTS * 128)
 
@@ -369,7 +376,10 @@ struct selene_page {
 enum selene_waiting { SELENE_AWAKE = 0, SELENE_WAIT_FUTEX = 1, SELENE_WAIT_FD = 2 };
 
 /* Second word of a session ring entry: datagram length (32) | outcome (16, positive errno, DONE only) | destination kind (16). */
-enum selene_word { SELENE_TO_ROUTE = 0, SELENE_TO_SOURCE = 1 }; /* TX: to the source's route; CREDIT and PROBE answers to a remote source */
+enum selene_word {
+    SELENE_TO_ROUTE = 0,
+    SELENE_TO_SOURCE = 1
+}; /* TX: to the source's route; CREDIT and PROBE answers to a remote source */
 
 /* The bell page: the first page of a transmit pool's memfd, in front of the pool region. Sinks map the memfd read-only and may sleep
  * on the bell; the producer wakes all of them with one call. */

@@ -7,8 +7,8 @@ import functools
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
-from libqos import cli
 
+from libqos import cli
 from selene.commands import common
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ FLOOD_CHANNEL: Final = 7010
 def command() -> None:
     """Measure latency and throughput.
 
-    Each measurement has two ends. Without a role both run here, in two processes on the local daemon; with a role one of
-    them does, and the other is started elsewhere with the same --stream and --channel. These are figures of Python
+    Each measurement has two ends. Without a role both run here, in two processes on the local daemon; with a role one
+    of them does, and the other is started elsewhere with the same --stream and --channel. These are figures of Python
     programs; those of C programs come from bench/selene-latency.
     """
 
@@ -36,7 +36,7 @@ def _role(name: str, meaning: str) -> Callable[[F], F]:
     return click.option(f"--{name}", "role", flag_value=name, default=None, show_default=False, help=meaning)
 
 
-def _measurement(channel: int, smallest: int) -> Callable[[F], F]:
+def _measurement(channel: int, smallest: int, delivery: str) -> Callable[[F], F]:
     """What both measurements take."""
 
     def decorate(function: F) -> F:
@@ -48,8 +48,8 @@ def _measurement(channel: int, smallest: int) -> Callable[[F], F]:
             click.option("--relayed", is_flag=True, help="Through selened-dp, even where direct is possible."),
             click.option("--wait", type=click.Choice(["blocking", "spin"]), default="blocking",
                          help="Sleep while waiting, or poll."),
-            click.option("--delivery", type=click.Choice(["best-effort", "reliable"]), default="best-effort",
-                         help="Of the stream."),
+            click.option("--delivery", type=click.Choice(["best-effort", "reliable"]), default=delivery,
+                         help="Of the stream: count what is dropped, or wait for those who are behind."),
             click.option("--stream", type=click.IntRange(0, 2**32 - 1), default=0, metavar="ID", help="Stream to use."),
             click.option("--channel", type=click.IntRange(0, 2**64 - 4), default=channel, metavar="ID",
                          help="First of the channels to use; the next ones are for the way back."),
@@ -84,7 +84,7 @@ def _plan(**values: Any) -> Plan:
 @_role("client", "Only this end: send, and wait for the answer.")
 @_role("server", "Only this end: answer, until interrupted.")
 @_counts(10_000, 1_000)
-@_measurement(PINGPONG_CHANNEL, 16)
+@_measurement(PINGPONG_CHANNEL, 16, "best-effort")
 @click.option("--samples", is_flag=True, help="Print each round trip too.")
 def pingpong(role: str | None, samples: bool, **values: Any) -> int:
     """Round trips: one message there, one back.
@@ -101,7 +101,7 @@ def pingpong(role: str | None, samples: bool, **values: Any) -> int:
 @_role("source", "Only this end: send.")
 @_role("sink", "Only this end: receive.")
 @_counts(200_000, 10_000)
-@_measurement(FLOOD_CHANNEL, 0)
+@_measurement(FLOOD_CHANNEL, 0, "reliable")
 def flood(role: str | None, **values: Any) -> int:
     """Throughput: as many messages as possible one way.
 

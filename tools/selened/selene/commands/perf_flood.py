@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import selene
 from libqos import cli
-
 from selene.commands import common, perf_run
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ _BURST: Final = 64  # messages of one call
 _PACED_BURST_NS: Final = 1_000_000  # with --rate a burst is what is due in this time
 _ASK_S: Final = 0.05  # between two begins, or two ends
 _ORDERS_NS: Final = 100_000_000  # between two looks for orders while data flows
+_HURRY_S: Final = 0.5  # how long an interrupted source still waits for its sink
 _TAIL_S: Final = 0.3  # after the end was announced: longer silence means that the rest was lost
 
 
@@ -95,13 +95,16 @@ def send(plan: Plan) -> int:
     ):
         patience = perf_run.Patience(plan, "flood", "sink")
         begin = {"run": run_id, "size_bytes": plan.size_bytes, "count": plan.count, "warmup": plan.warmup}
-        _ask(talk, "begin", begin, "ready", patience)
+        while not _answered(talk, "begin", begin, "ready"):
+            patience.check()
         while not source.stats().local_sinks + source.stats().remote_sinks:
             patience.check()
             time.sleep(0.001)
         flood = Flood(plan, source)
+        patience_s = _HURRY_S
         try:
             flood.run()
+            patience_s = plan.timeout_s
         finally:
             stats = source.stats()
             writer.write(
@@ -110,20 +113,24 @@ def send(plan: Plan) -> int:
                     dropped_slow=stats.dropped_slow, failed=stats.failed, again=stats.again,
                 )
             )  # fmt: skip
-            end = {"run": run_id, "sent": flood.sent}
-            _ask(talk, "end", end, "done", perf_run.Patience(plan, "flood", "sink"))
+            deadline = time.monotonic() + patience_s
+            while not (done := _answered(talk, "end", {"run": run_id, "sent": flood.sent}, "done")):
+                if time.monotonic() > deadline:
+                    break
+        if not done:
+            raise perf_run.PeerError(f"the sink did not confirm the end within {patience_s:g} s")
     return cli.OK
 
 
-def _ask(talk: Talk, step: str, what: dict[str, object], answer: str, patience: perf_run.Patience) -> None:
-    while True:
-        talk.say(step, **what)
-        heard = talk.hear(_ASK_S)
-        while heard:
-            if heard.get("step") == answer and heard.get("run") == what["run"]:
-                return
-            heard = talk.hear(0)
-        patience.check()
+def _answered(talk: Talk, step: str, what: dict[str, object], answer: str) -> bool:
+    """Say it once, and whether the answer came."""
+    talk.say(step, **what)
+    heard = talk.hear(_ASK_S)
+    while heard:
+        if heard.get("step") == answer and heard.get("run") == what["run"]:
+            return True
+        heard = talk.hear(0)
+    return False
 
 
 class Flood:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 
 import selene
 from libqos import cli, telemetry
-
 from selene.commands import common, perf_run
 
 if TYPE_CHECKING:
@@ -72,6 +71,7 @@ class Client:
         self._rtts = array("Q")
         self._lost = 0
         self._unwritten: list[tuple[int, int, int]] = []  # number, round trip, arrival (monotonic)
+        self._before = (-2, 0)  # number and arrival of the sample written last
         self._arrived_ns = 0
         self._writer: common.Writer | None = None
 
@@ -145,11 +145,10 @@ class Client:
         assert self._writer is not None
         period_ns = round(1e9 / self._plan.rate) if self._plan.rate is not None else 0
         unix_ns = time.time_ns() - time.monotonic_ns()
-        before: tuple[int, int] | None = None
         for number, rtt_ns, arrived_ns in self._unwritten:
             jitter_ns = None
-            if period_ns and before is not None and before[0] == number - 1:
-                jitter_ns = arrived_ns - before[1] - period_ns
-            before = (number, arrived_ns)
+            if period_ns and self._before[0] == number - 1:
+                jitter_ns = arrived_ns - self._before[1] - period_ns
+            self._before = (number, arrived_ns)
             self._writer.write(telemetry.latency_record(number, rtt_ns, unix_ns + arrived_ns, jitter_ns))
         self._unwritten.clear()

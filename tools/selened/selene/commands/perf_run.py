@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import click
+
 import selene
 from libqos import cli, clock
 from libqos.errors import QosError

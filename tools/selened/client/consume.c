@@ -1,0 +1,366 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Consume and release. Messages come from the edges of local sources and from datagrams the receiver has queued.
+ */
+#include <endian.h>
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define QOS_SPIN_REMOTE 64u /* polls of the network in a row */
+#define FROM_ITEM 1u        /* token[0] is an item, not an edge */
+
+static uint64_t header_u64(const uint8_t *payload, uint32_t offset)
+{
+    uint64_t v;
+    memcpy(&v, payload - QOS_WIRE_OVERHEAD + offset, sizeof v);
+    return le64toh(v);
+}
+
+/* ---- The receiver's side of the queue ---- */
+
+bool selene_sink_queue(struct selene_sink *sink, struct item *item, struct inflow *inflow)
+{
+    uint32_t tail = qos_load_relaxed(&sink->queue_tail);
+    /* acquire: pairs with the release in take: that place has been read */
+    if (tail - qos_load_acquire(&sink->queue_head) == SINK_PENDING)
+        return false;
+    sink->queue[tail % SINK_PENDING] = (struct pending){item, inflow};
+    qos_store_release(&sink->queue_tail, tail + 1); /* pairs with the acquire in take */
+    return true;
+}
+
+static bool take(struct selene_sink *sink, struct pending *p)
+{
+    uint32_t head = qos_load_relaxed(&sink->queue_head);
+    if (head == qos_load_acquire(&sink->queue_tail))
+        return false;
+    *p = sink->queue[head % SINK_PENDING];
+    qos_store_release(&sink->queue_head, head + 1);
+    return true;
+}
+
+bool selene_sink_ready(struct selene_sink *sink)
+{
+    if (sink->current.item || qos_load_relaxed(&sink->queue_head) != qos_load_acquire(&sink->queue_tail) ||
+        qos_load_relaxed(&sink->changed))
+        return true;
+    for (uint32_t i = 0; i < sink->edge_count; i++)
+        if (qos_shm_ready(&sink->edges[i]->shm))
+            return true;
+    return false;
+}
+
+/* ---- Consume ---- */
+
+static int next_local(struct selene_sink *sink, selene_buffer *out)
+{
+    struct qos_shm_message m;
+    for (uint32_t n = 0; n < sink->edge_count; n++) {
+        struct edge_in *edge = sink->edges[sink->edge_turn];
+        int rc = qos_shm_pop(&edge->shm, &m);
+        if (rc <= 0) {
+            if (QOS_UNLIKELY(rc < 0 && !qos_load_relaxed(&edge->gone))) {
+                /* the producer writes what it must not: nothing more is taken from it */
+                count(&sink->counters->refused, 1);
+                qos_store_relaxed(&edge->gone, true);
+            }
+            if (QOS_UNLIKELY(qos_load_relaxed(&edge->gone)))
+                qos_store_relaxed(&sink->changed, true);
+            if (++sink->edge_turn >= sink->edge_count)
+                sink->edge_turn = 0;
+            continue;
+        }
+        uint64_t sequence = edge->started
+                                ? edge->expected + (uint64_t)(int64_t)(int32_t)(m.sequence - (uint32_t)edge->expected)
+                                : header_u64(m.data, 32);
+        (void)selene_sequence(&edge->expected, &edge->seen, &edge->started, sequence, sink->counters);
+        edge->held++;
+        *out = (selene_buffer){.data = (void *)(uintptr_t)m.data,
+                               .size = m.length,
+                               .sequence = sequence,
+                               .source = edge->source,
+                               .token = {(uint64_t)(uintptr_t)edge, m.slice}};
+        return 1;
+    }
+    return 0;
+}
+
+static void finish_current(struct selene_sink *sink)
+{
+    selene_item_drop(sink->session, sink->current.item);
+    sink->current.item = NULL;
+}
+
+/* Let go of every datagram that was received for it. */
+void selene_sink_discard(struct selene_sink *sink)
+{
+    struct pending p;
+    if (sink->current.item)
+        finish_current(sink);
+    while (sink->queue && take(sink, &p)) {
+        selene_item_taken(sink->session, p.item);
+        selene_item_drop(sink->session, p.item);
+    }
+}
+
+static int next_remote(struct selene_sink *sink, selene_buffer *out)
+{
+    for (;;) {
+        struct item *item = sink->current.item;
+        if (!item) {
+            if (!take(sink, &sink->current))
+                return 0;
+            item = sink->current.item;
+            sink->current_offset = sink->current_index = 0;
+            count(&sink->counters->datagrams, 1);
+            if (item->wire.flags & QOS_WIRE_RELIABLE)
+                selene_item_taken(sink->session, item);
+        }
+        const uint8_t *payload;
+        uint32_t length, delta;
+        int rc = sink->current_index < item->wire.count
+                     ? qos_frame_next(item->data, &item->wire, &sink->current_offset, &payload, &length, &delta)
+                     : 0;
+        if (rc <= 0) {
+            if (rc < 0)
+                count(&sink->counters->refused, 1);
+            finish_current(sink);
+            continue;
+        }
+        struct inflow *flow = sink->current.inflow;
+        uint64_t sequence = item->wire.sequence + sink->current_index++;
+        if (selene_sequence(&flow->expected, &flow->seen, &flow->started, sequence, sink->counters) ==
+            SEQUENCE_DUPLICATE)
+            continue;
+        /* with its last message the datagram's own reference is handed on */
+        if (sink->current_index == item->wire.count)
+            sink->current.item = NULL;
+        else
+            qos_add_relaxed(&item->references, 1);
+        *out = (selene_buffer){.data = (void *)(uintptr_t)payload,
+                               .size = length,
+                               .sequence = sequence,
+                               .source = item->wire.source,
+                               .token = {(uint64_t)(uintptr_t)item | FROM_ITEM, (uint64_t)(uintptr_t)sink}};
+        return 1;
+    }
+}
+
+/* Without waiting: 1 and a message, 0, or -ENOBUFS. */
+int selene_sink_next(struct selene_sink *sink, selene_buffer *buffer)
+{
+    if (QOS_UNLIKELY(qos_load_relaxed(&sink->changed)))
+        selene_sink_apply(sink);
+    if (QOS_UNLIKELY(sink->held >= SINK_HELD_MAX))
+        return selene_fail(-ENOBUFS, "this sink holds %u messages: release some before consuming more", sink->held);
+    int rc = next_local(sink, buffer);
+    if (rc == 0 && sink->queue)
+        rc = next_remote(sink, buffer);
+    if (rc == 1) {
+        sink->held++;
+        count(&sink->counters->messages, 1);
+        count(&sink->counters->bytes, buffer->size);
+    }
+    return rc;
+}
+
+/* A short spin over the edges alone, which is all there is to look at for a sink without remote sources. */
+static void spin_local(struct selene_sink *sink)
+{
+    for (uint32_t i = 0; i < QOS_SPIN_EAGER; i++) {
+        if (i < QOS_SPIN_GENTLE)
+            qos_cpu_relax();
+        for (uint32_t k = 0; k < sink->edge_count; k++)
+            if (qos_shm_ready(&sink->edges[k]->shm))
+                return;
+        if (qos_load_relaxed(&sink->changed))
+            return;
+    }
+}
+
+/* The same for a sink with remote sources only: polls the network without letting go of the role. */
+static void spin_remote(struct selene_sink *sink)
+{
+    struct selene_session *s = sink->session;
+    if (!selene_receiver_enter(s, sink))
+        return;
+    uint32_t polls = 0;
+    while (polls < QOS_SPIN_REMOTE && selene_receive(s, 0) == 0 && !qos_load_relaxed(&sink->changed))
+        polls++;
+    selene_receiver_leave(s);
+    if (polls == QOS_SPIN_REMOTE)
+        qos_spin_yield(&sink->spinner);
+}
+
+/* As selene_sink_next, looking at the network too. */
+static int look(struct selene_sink *sink, selene_buffer *buffer)
+{
+    struct selene_session *s = sink->session;
+    int rc = selene_sink_next(sink, buffer);
+    if (rc != 0 || qos_load_relaxed(&sink->remotes) == 0 || !selene_receiver_enter(s, sink))
+        return rc;
+    (void)selene_receive(s, 0);
+    selene_receiver_leave(s);
+    return selene_sink_next(sink, buffer);
+}
+
+/* The caller will poll the descriptor: from now on every message makes it readable. 1 if one came meanwhile. */
+static int arm(struct selene_sink *sink, selene_buffer *buffer)
+{
+    uint64_t drop;
+    ssize_t ignored = read(sink->event_fd, &drop, sizeof drop);
+    (void)ignored;
+    qos_store_relaxed(&sink->armed, true);
+    selene_edges_wait(sink, QOS_SHM_ON_FD);
+    if (qos_load_relaxed(&sink->session->ring_used))
+        __atomic_store_n(&sink->memory->page->waiting, SELENE_WAIT_FD, __ATOMIC_RELAXED);
+    qos_fence_seq_cst(); /* pairs with the fences of producers, receiver and datapath process */
+    return look(sink, buffer);
+}
+
+static int consume(struct selene_sink *sink, int flags, uint64_t timeout_ns, selene_buffer *buffer)
+{
+    if (sink->callback)
+        return selene_fail(-EBUSY, "this sink has a callback: its messages go there");
+    qos_store_relaxed(&sink->session->consumed, qos_load_relaxed(&sink->session->consumed) + 1);
+    /* whoever is going to sleep in the receive call anyway need not ask the network before */
+    bool wait = !(flags & SELENE_DONTWAIT) && timeout_ns > 0;
+    int rc = wait ? selene_sink_next(sink, buffer) : look(sink, buffer);
+    if (rc != 0)
+        return rc;
+    if (!wait) {
+        if (sink->poll_fd >= 0)
+            rc = arm(sink, buffer);
+        return rc != 0 ? rc : -EAGAIN;
+    }
+    struct selene_session *s = sink->session;
+    if (qos_load_acquire(&s->open_batches))
+        (void)selene_flush_session(s, 0);
+    uint64_t begin = timeout_ns == UINT64_MAX ? 0 : qos_clock_monotonic_ns(), passed = 0;
+    qos_spin_start(&sink->spinner);
+    for (uint32_t looks = 1;; looks++) {
+        if (!sink->spin)
+            selene_sink_sleep(sink, timeout_ns - passed);
+        else if (sink->spinner.shared)
+            ;
+        else if (qos_load_relaxed(&sink->remotes) == 0)
+            spin_local(sink);
+        else if (sink->edge_count == 0)
+            spin_remote(sink);
+        rc = sink->spin ? look(sink, buffer) : selene_sink_next(sink, buffer);
+        if (rc != 0)
+            return rc;
+        if (sink->spin)
+            qos_spin_step(&sink->spinner);
+        /* a spinner reads the clock now and then: reading it takes as long as a look */
+        if (begin && (!sink->spin || looks % 64 == 0) && (passed = qos_clock_monotonic_ns() - begin) >= timeout_ns)
+            return -ETIMEDOUT;
+    }
+}
+
+int selene_consume_data(selene_sink *sink, int flags, selene_buffer *buffer)
+{
+    return consume(sink, flags, UINT64_MAX, buffer);
+}
+
+int selene_consume_timeout(selene_sink *sink, uint64_t timeout_ns, selene_buffer *buffer)
+{
+    return consume(sink, 0, timeout_ns, buffer);
+}
+
+int selene_consume_burst(selene_sink *sink, int flags, selene_buffer *buffers, uint32_t n)
+{
+    if (n == 0)
+        return 0;
+    int rc = consume(sink, flags, UINT64_MAX, &buffers[0]);
+    if (rc <= 0)
+        return rc;
+    uint32_t got = 1;
+    while (got < n && selene_sink_next(sink, &buffers[got]) == 1)
+        got++;
+    return (int)got;
+}
+
+int selene_data_available(selene_sink *sink, int flags)
+{
+    struct selene_session *s = sink->session;
+    for (;;) {
+        if (qos_load_relaxed(&sink->changed))
+            selene_sink_apply(sink);
+        if (qos_load_relaxed(&sink->remotes) && selene_receiver_enter(s, sink)) {
+            (void)selene_receive(s, 0);
+            selene_receiver_leave(s);
+        }
+        bool edge_going = qos_load_relaxed(&sink->changed);
+        qos_store_relaxed(&sink->changed, false);
+        bool ready = selene_sink_ready(sink);
+        qos_store_relaxed(&sink->changed, edge_going || qos_load_relaxed(&sink->changed));
+        if (ready || flags & SELENE_DONTWAIT)
+            return ready;
+        selene_sink_sleep(sink, SLICE_SLEEP_NS);
+    }
+}
+
+/* ---- Release ---- */
+
+/* `seen`: the edge whose release ring has unpublished slices, so that a burst publishes once. */
+static int release(struct selene_sink *sink, selene_buffer *buffer, struct edge_in **seen)
+{
+    uint64_t token = buffer->token[0];
+    if (QOS_UNLIKELY(token == 0 || sink->held == 0))
+        return selene_fail(-EINVAL, "this sink does not hold that buffer");
+    if (token & FROM_ITEM) {
+        if (buffer->token[1] != (uint64_t)(uintptr_t)sink)
+            return selene_fail(-EINVAL, "that buffer is another sink's");
+        selene_item_drop(sink->session, (struct item *)(uintptr_t)(token & ~(uint64_t)FROM_ITEM));
+    } else {
+        struct edge_in *edge = NULL;
+        for (uint32_t i = 0; i < sink->edge_count && !edge; i++)
+            if ((uint64_t)(uintptr_t)sink->edges[i] == token)
+                edge = sink->edges[i];
+        if (!edge || edge->held == 0)
+            return selene_fail(-EINVAL, "this sink does not hold that buffer");
+        edge->held--;
+        (void)qos_shm_give_back(&edge->shm, buffer->token[1]);
+        if (*seen && *seen != edge)
+            qos_ring_publish(&(*seen)->shm.back);
+        *seen = edge;
+    }
+    sink->held--;
+    buffer->token[0] = 0;
+    buffer->data = NULL;
+    return 0;
+}
+
+int selene_release_burst(selene_sink *sink, selene_buffer *buffers, uint32_t n)
+{
+    struct edge_in *seen = NULL;
+    int rc = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        int one = release(sink, &buffers[i], &seen);
+        rc = rc < 0 ? rc : one;
+    }
+    if (seen)
+        qos_ring_publish(&seen->shm.back);
+    return rc;
+}
+
+int selene_release_buffer(selene_sink *sink, selene_buffer *buffer)
+{
+    return selene_release_burst(sink, buffer, 1);
+}
+
+uint64_t selene_buffer_sent_ns(const selene_buffer *buffer)
+{
+    const uint8_t *payload = buffer->data;
+    uint32_t delta;
+    if (!payload)
+        return 0;
+    if (!(buffer->token[0] & FROM_ITEM))
+        return header_u64(payload, 40);
+    memcpy(&delta, payload - sizeof delta, sizeof delta);
+    return ((const struct item *)(uintptr_t)(buffer->token[0] & ~(uint64_t)FROM_ITEM))->wire.send_ns + le32toh(delta);
+}
