@@ -20,9 +20,9 @@ static const uint32_t CLASS_BYTES[QOS_POOL_CLASSES] = {256, 1024, 4096, 16384, Q
 
 /* What the allocator knows of a buffer. Private memory: nothing another process writes is ever read here. */
 struct buffer {
-    struct qos_cache *cache; /* who cut it; NULL: in the pool */
-    uint32_t next, previous; /* in the pool's free list, or in the cache's list of buffers with free slots */
-    uint16_t free;           /* free slots */
+    struct qos_cache *_Atomic cache; /* who cut it; NULL: in the pool. Others may ask (qos_cache_owns) */
+    uint32_t next, previous;         /* in the pool's free list, or in the cache's list of buffers with free slots */
+    uint16_t free;                   /* free slots */
     uint16_t slots;
     uint8_t first; /* head of the free slots; valid while free > 0 */
     uint8_t class;
@@ -157,7 +157,7 @@ static int buffer_take(struct qos_cache *cache, uint8_t class)
         (void)madvise(memory, QOS_POOL_STRIDE, MADV_POPULATE_WRITE);
         b->populated = true;
     }
-    b->cache = cache;
+    qos_store_relaxed(&b->cache, cache);
     b->class = class;
     b->slots = class == QOS_POOL_CLASSES - 1 ? 1 : (uint16_t)(QOS_POOL_SLOTS * 256u / CLASS_BYTES[class]);
     b->free = b->slots;
@@ -173,7 +173,7 @@ static void buffer_give(struct qos_cache *cache, uint32_t number)
 {
     struct qos_pool *pool = cache->pool;
     partial_remove(cache, number);
-    pool->buffers[number].cache = NULL;
+    qos_store_relaxed(&pool->buffers[number].cache, NULL);
     pthread_mutex_lock(&pool->lock);
     pool->buffers[number].next = pool->free;
     pool->free = number;
@@ -247,7 +247,7 @@ static struct buffer *live(struct qos_cache *cache, uint64_t slice, struct owner
     if (QOS_UNLIKELY(number >= pool->region.count))
         return NULL;
     struct buffer *b = &pool->buffers[number];
-    if (QOS_UNLIKELY(b->cache != cache || slot >= b->slots))
+    if (QOS_UNLIKELY(qos_load_relaxed(&b->cache) != cache || slot >= b->slots))
         return NULL;
     *o = owner_load(pool, number * QOS_POOL_SLOTS + slot);
     return QOS_LIKELY(o->references > 0 && o->generation == qos_slice_generation(slice)) ? b : NULL;
@@ -314,7 +314,7 @@ int qos_cache_drop_index(struct qos_cache *cache, uint32_t index)
 int qos_cache_owns(const struct qos_cache *cache, uint64_t slice)
 {
     uint32_t number = qos_slice_buffer(slice);
-    return number < cache->pool->region.count && cache->pool->buffers[number].cache == cache;
+    return number < cache->pool->region.count && qos_load_relaxed(&cache->pool->buffers[number].cache) == cache;
 }
 
 void qos_cache_discard(struct qos_cache *cache)

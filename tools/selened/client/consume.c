@@ -100,7 +100,7 @@ void selene_sink_discard(struct selene_sink *sink)
     struct pending p;
     if (sink->current.item)
         finish_current(sink);
-    while (sink->queue && take(sink, &p)) {
+    while (take(sink, &p)) {
         selene_item_taken(sink->session, p.item);
         selene_item_drop(sink->session, p.item);
     }
@@ -157,7 +157,7 @@ int selene_sink_next(struct selene_sink *sink, selene_buffer *buffer)
     if (QOS_UNLIKELY(sink->held >= SINK_HELD_MAX))
         return selene_fail(-ENOBUFS, "this sink holds %u messages: release some before consuming more", sink->held);
     int rc = next_local(sink, buffer);
-    if (rc == 0 && sink->queue)
+    if (rc == 0)
         rc = next_remote(sink, buffer);
     if (rc == 1) {
         sink->held++;

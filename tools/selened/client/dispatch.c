@@ -14,6 +14,17 @@
 
 #define BURST 64
 
+/* Whether a callback has not closed the sink it was called for. */
+static bool exists(struct selene_session *s, const struct selene_sink *sink)
+{
+    pthread_mutex_lock(&s->lock);
+    const struct selene_sink *x = s->sinks;
+    while (x && x != sink)
+        x = x->next;
+    pthread_mutex_unlock(&s->lock);
+    return x != NULL;
+}
+
 /* Hand a sink's messages to its callback. How many; stops when the set of sinks has changed, for then this one may be gone. */
 static int run(struct selene_session *s, struct selene_sink *sink, uint64_t generation)
 {
@@ -23,9 +34,12 @@ static int run(struct selene_session *s, struct selene_sink *sink, uint64_t gene
         selene_buffer copy = buffer;
         sink->callback(sink, &copy, sink->arg);
         n++;
-        if (s->sinks_generation != generation)
-            return n; /* closed by its own callback: the buffers went with it */
+        bool changed = s->sinks_generation != generation;
+        if (changed && !exists(s, sink))
+            return n; /* its buffers went with it */
         (void)selene_release_buffer(sink, &buffer);
+        if (changed)
+            return n;
     }
     return n;
 }

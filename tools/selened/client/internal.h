@@ -149,7 +149,7 @@ struct pending {
 struct dest {
     struct qos_address address;
     _Atomic uint32_t window;
-    uint32_t sent;
+    _Atomic uint32_t sent;
     _Atomic uint32_t acked;
 };
 
@@ -164,7 +164,7 @@ struct batch {
     uint64_t send_ns;   /* of the open segment's first record */
     uint64_t opened_ns; /* 0: closed */
     uint32_t messages;
-    uint32_t cost; /* credit it takes */
+    _Atomic uint32_t cost; /* credit it takes; the timer sends while the source looks */
 };
 
 struct selene_stream {
@@ -251,7 +251,7 @@ struct selene_sink {
     _Atomic uint32_t queue_head, queue_tail;
     _Atomic uint32_t remotes;     /* remote sources it accepts */
     _Atomic uint32_t sleeping;    /* enum sleeping */
-    const _Atomic uint32_t *bell; /* what it sleeps on */
+    const _Atomic uint32_t *_Atomic bell; /* what it sleeps on */
 };
 
 struct request {

@@ -224,12 +224,8 @@ static void accept_one(struct selene_session *s, struct selene_sink *sink, const
     if (inflow_of(r, sink) || r->sinks == SELENE_MAX_DESTS)
         return;
     struct inflow *flow = calloc(1, sizeof *flow);
-    if (!sink->queue)
-        sink->queue = calloc(SINK_PENDING, sizeof *sink->queue);
-    if (!flow || !sink->queue) {
-        free(flow);
+    if (!flow)
         return;
-    }
     flow->sink = sink;
     r->inflows[r->sinks++] = flow;
     qos_add_acq_rel(&sink->remotes, 1);

@@ -149,6 +149,15 @@ static void finish_closing(struct selene_session *s)
     }
 }
 
+/* Whether there is a source in one of the session's lists. */
+static bool any(struct selene_session *s, struct selene_source *const *list)
+{
+    pthread_mutex_lock(&s->lock);
+    bool found = *list != NULL;
+    pthread_mutex_unlock(&s->lock);
+    return found;
+}
+
 /* How long to sleep: while batches come and go until the oldest is due, else until something else is. */
 static uint64_t next_due(struct selene_session *s, uint64_t now)
 {
@@ -166,9 +175,9 @@ static uint64_t next_due(struct selene_session *s, uint64_t now)
     }
     if (s->control_fd < 0)
         return s->retry_ns > now ? s->retry_ns - now : 0;
-    if (s->closing)
+    if (any(s, &s->closing))
         return CLOSING_NS;
-    return s->sources ? CALIBRATE_NS : IDLE_NS;
+    return any(s, &s->sources) ? CALIBRATE_NS : IDLE_NS;
 }
 
 void *selene_service(void *arg)
@@ -195,7 +204,7 @@ void *selene_service(void *arg)
         if (n > 0 && (p[1].revents || p[2].revents))
             selene_sync_control(s);
         now = qos_clock_monotonic_ns();
-        if (s->sources && now >= calibrate_due) {
+        if (now >= calibrate_due && any(s, &s->sources)) {
             calibrate_due = now + CALIBRATE_NS * 9 / 10;
             qos_clock_stamp_calibrate();
         }
@@ -203,7 +212,7 @@ void *selene_service(void *arg)
             reconnect(s);
         else if (s->control_fd < 0 && now >= s->retry_ns)
             s->retry_ns = now + BACKOFF_MAX_NS;
-        if (s->closing && now >= closing_due) {
+        if (now >= closing_due && any(s, &s->closing)) {
             closing_due = now + CLOSING_NS;
             finish_closing(s);
         }

@@ -126,7 +126,7 @@ void selene_sink_wake(struct selene_sink *sink)
     selene_sink_notify(sink);
     uint32_t how = qos_load_relaxed(&sink->sleeping);
     if (how == SLEEP_BELL)
-        qos_futex_wake(sink->bell, INT_MAX);
+        qos_futex_wake(qos_load_relaxed(&sink->bell), INT_MAX);
     else if (how == SLEEP_RECEIVER)
         selene_receiver_nudge(sink->session);
 }
@@ -172,8 +172,9 @@ static int create(struct selene_stream *stream, uint64_t channel, const char *na
     sink->spin = stream->options.wait == SELENE_WAIT_SPIN ||
                  (stream->options.wait == SELENE_WAIT_AUTO && stream->options.resources);
     sink->event_fd = callback ? s->callback_fd : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    sink->queue = calloc(SINK_PENDING, sizeof *sink->queue); /* pages that nobody touches until a remote source comes */
     pthread_mutex_lock(&s->lock);
-    int rc = sink->event_fd < 0 ? -errno : selene_index_take(s, &sink->endpoint.index);
+    int rc = !sink->queue ? -ENOMEM : sink->event_fd < 0 ? -errno : selene_index_take(s, &sink->endpoint.index);
     if (rc == 0) {
         sink->next = s->sinks;
         s->sinks = sink;

@@ -25,7 +25,7 @@ static void sleep_on_bell(struct selene_sink *sink, uint64_t timeout_ns)
 {
     struct edge_in *edge = sink->edges[0];
     const _Atomic uint32_t *bell = (const _Atomic uint32_t *)(const void *)edge->view->base;
-    sink->bell = bell;
+    qos_store_relaxed(&sink->bell, bell);
     uint32_t before = qos_load_relaxed(bell);
     qos_store_relaxed(&sink->sleeping, SLEEP_BELL);
     selene_edges_wait(sink, QOS_SHM_ON_BELL);
