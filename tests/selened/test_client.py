@@ -664,11 +664,13 @@ def test_a_closed_stream_takes_its_endpoints_along(session: selene.Session) -> N
 
 
 def test_endpoints_can_come_and_go_without_limit(session: selene.Session, shared_daemon: Any, until: Until) -> None:
+    before = len(os.listdir("/proc/self/fd"))
     with session.stream() as stream:
         for _ in range(300):
             with stream.source(channel=1) as source, stream.sink(channel=1):
                 source.send(b"x")
     until(lambda: not shared_daemon.info("source") and not shared_daemon.info("sink"), "the end of the last one")
+    until(lambda: len(os.listdir("/proc/self/fd")) <= before, "the end of their descriptors")
 
 
 @pytest.mark.parametrize("what", ["sink", "stream", "session"])

@@ -173,10 +173,46 @@ static int handle_route(struct selene_source *source, const struct selene_route 
     return 0;
 }
 
+/* Whether an endpoint waits for its name. If none does, what came for names that nobody has was for endpoints closed meanwhile. */
+static bool expecting(const struct selene_session *s)
+{
+    for (const struct selene_source *x = s->sources; x; x = x->next)
+        if (x->endpoint.id == 0)
+            return true;
+    for (const struct selene_sink *x = s->sinks; x; x = x->next)
+        if (x->endpoint.id == 0)
+            return true;
+    return false;
+}
+
+void selene_orphans_free(struct selene_session *s)
+{
+    while (s->orphans) {
+        struct orphan *o = s->orphans;
+        s->orphans = o->next;
+        free(o);
+    }
+    s->orphan_count = 0;
+    while (s->orphans_out) {
+        struct edge_out *e = s->orphans_out;
+        s->orphans_out = e->next;
+        qos_shm_producer_close(&e->shm);
+        close(e->event_fd);
+        free(e);
+    }
+    while (s->orphans_in) {
+        struct edge_in *e = s->orphans_in;
+        s->orphans_in = e->next;
+        qos_shm_consumer_close(&e->shm);
+        selene_view_drop(s, e->view);
+        free(e);
+    }
+}
+
 /* Keep an announcement whose endpoint the daemon has not named to us yet. */
 static int keep(struct selene_session *s, const void *packet, size_t length)
 {
-    if (s->orphan_count >= MAX_ORPHANS)
+    if (!expecting(s) || s->orphan_count >= MAX_ORPHANS)
         return 0; /* of endpoints that were closed meanwhile */
     struct orphan *o = malloc(sizeof *o + length);
     if (!o)
@@ -303,6 +339,8 @@ static int open_edge_out(struct selene_session *s, const struct selene_edge_open
     } else {
         edge->next = s->orphans_out;
         s->orphans_out = edge;
+        if (!expecting(s))
+            selene_orphans_free(s);
     }
     return 0;
 }
@@ -329,6 +367,8 @@ static int open_edge_in(struct selene_session *s, const struct selene_edge_open 
     } else {
         edge->next = s->orphans_in;
         s->orphans_in = edge;
+        if (!expecting(s))
+            selene_orphans_free(s);
     }
     return 0;
 }
@@ -412,6 +452,8 @@ static void answer(struct selene_session *s, const void *packet, size_t length)
         r->endpoint->id = r->answer.endpoint.id;
         r->endpoint->edges_expected = r->answer.endpoint.edges;
         adopt(s, r->endpoint->id);
+        if (!expecting(s))
+            selene_orphans_free(s);
     } else if (m->type != SELENE_S_OK) {
         r->error = -EPROTO;
     }

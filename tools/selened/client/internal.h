@@ -365,6 +365,7 @@ int selene_handle_session(struct selene_session *s, const void *packet, size_t l
 int selene_declare_stream(struct selene_stream *stream);
 int selene_declare_endpoint(struct selene_stream *stream, struct endpoint *e, int type, int event_fd);
 int selene_withdraw(struct selene_session *s, uint64_t id, uint32_t kind);
+void selene_orphans_free(struct selene_session *s); /* session->lock held, or nobody else there */
 void selene_edges_gone(struct selene_session *s); /* the datapath process died; session->lock held */
 
 /* session.c */

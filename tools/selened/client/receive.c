@@ -300,10 +300,21 @@ void selene_credit_send(struct selene_session *s, struct remote *r, uint16_t fla
     }
 }
 
+/* Note how far we are. A value further back than anything under way can be is a source that counts from zero again, on a new path to us;
+ * one that is a little back only seems to, and catches up before it could run out of credit. */
+static void credit_note(struct remote *r, uint32_t value)
+{
+    int32_t ahead = (int32_t)(value - qos_load_relaxed(&r->taken));
+    if (ahead < 0 && (uint32_t)-ahead > 2 * r->window)
+        qos_store_relaxed(&r->credited, value);
+    else if (ahead <= 0)
+        return;
+    qos_store_release(&r->taken, value);
+}
+
 static void credit_taken(struct selene_session *s, struct remote *r, uint32_t value)
 {
-    if ((int32_t)(value - qos_load_relaxed(&r->taken)) > 0)
-        qos_store_release(&r->taken, value);
+    credit_note(r, value);
     if (qos_load_relaxed(&r->taken) - qos_load_relaxed(&r->credited) >= r->window / 4)
         selene_credit_send(s, r, 0);
 }
@@ -399,8 +410,8 @@ static bool handle(struct selene_session *s, const struct arrival *a)
     }
     if (w.type == QOS_WIRE_PROBE) {
         /* what was sent before the probe and has not come is lost: nothing of it waits for a sink */
-        if (!remote_busy(s, r) && (int32_t)(w.credit - qos_load_relaxed(&r->taken)) > 0)
-            qos_store_release(&r->taken, w.credit);
+        if (!remote_busy(s, r))
+            credit_note(r, w.credit);
         selene_credit_send(s, r, QOS_WIRE_ANSWER);
         return false;
     }

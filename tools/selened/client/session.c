@@ -61,25 +61,7 @@ static void session_free(struct selene_session *s)
     selene_memory_drop(s->retired);
     if (s->items)
         selene_receive_free(s);
-    while (s->orphans) {
-        struct orphan *o = s->orphans;
-        s->orphans = o->next;
-        free(o);
-    }
-    while (s->orphans_out) {
-        struct edge_out *e = s->orphans_out;
-        s->orphans_out = e->next;
-        qos_shm_producer_close(&e->shm);
-        close(e->event_fd);
-        free(e);
-    }
-    while (s->orphans_in) {
-        struct edge_in *e = s->orphans_in;
-        s->orphans_in = e->next;
-        qos_shm_consumer_close(&e->shm);
-        selene_view_drop(s, e->view);
-        free(e);
-    }
+    selene_orphans_free(s);
     pthread_mutex_destroy(&s->lock);
     pthread_mutex_destroy(&s->remote_lock);
     pthread_mutex_destroy(&s->relay_lock);
