@@ -249,8 +249,8 @@ struct selene_sink {
     /* SPSC: the receiver queues, the sink's thread takes */
     struct pending *queue;
     _Atomic uint32_t queue_head, queue_tail;
-    _Atomic uint32_t remotes;     /* remote sources it accepts */
-    _Atomic uint32_t sleeping;    /* enum sleeping */
+    _Atomic uint32_t remotes;             /* remote sources it accepts */
+    _Atomic uint32_t sleeping;            /* enum sleeping */
     const _Atomic uint32_t *_Atomic bell; /* what it sleeps on */
 };
 
@@ -366,7 +366,7 @@ int selene_declare_stream(struct selene_stream *stream);
 int selene_declare_endpoint(struct selene_stream *stream, struct endpoint *e, int type, int event_fd);
 int selene_withdraw(struct selene_session *s, uint64_t id, uint32_t kind);
 void selene_orphans_free(struct selene_session *s); /* session->lock held, or nobody else there */
-void selene_edges_gone(struct selene_session *s); /* the datapath process died; session->lock held */
+void selene_edges_gone(struct selene_session *s);   /* the datapath process died; session->lock held */
 
 /* session.c */
 int selene_index_take(struct selene_session *s, uint32_t *index); /* a counter block; session->lock held */

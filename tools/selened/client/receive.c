@@ -275,7 +275,10 @@ void selene_remotes_forget(struct selene_session *s, struct selene_sink *sink)
 void selene_credit_send(struct selene_session *s, struct remote *r, uint16_t flags)
 {
     struct memory *m = s->memory;
-    struct qos_wire w = {.type = QOS_WIRE_CREDIT, .flags = flags, .source = r->id, .credit = qos_load_acquire(&r->taken),
+    struct qos_wire w = {.type = QOS_WIRE_CREDIT,
+                         .flags = flags,
+                         .source = r->id,
+                         .credit = qos_load_acquire(&r->taken),
                          .frag_offset = r->window};
     uint8_t header[QOS_WIRE_HEADER];
     qos_store_relaxed(&r->credited, w.credit);
@@ -508,7 +511,8 @@ static int receive_ring(struct selene_session *s)
     struct memory *m = s->memory;
     uint64_t words[2];
     int kept = 0;
-    for (int i = 0; i < RELAY_BURST && qos_ring_peek(&m->relay_rx) >= 2 && qos_ring_pop(&m->relay_rx, words, 2) == 2; i++) {
+    for (int i = 0; i < RELAY_BURST && qos_ring_peek(&m->relay_rx) >= 2 && qos_ring_pop(&m->relay_rx, words, 2) == 2;
+         i++) {
         struct arrival a = {.size = (uint32_t)words[1], .slice = words[0]};
         a.data = qos_slice_locate(&m->rx, a.slice, a.size, 0);
         bool keep = false;
@@ -576,7 +580,8 @@ int selene_receive(struct selene_session *s, uint64_t timeout_ns)
 int selene_receive_init(struct selene_session *s)
 {
     s->items = aligned_alloc(QOS_CACHE_LINE, RX_ITEMS * sizeof *s->items);
-    void *slabs = mmap(NULL, (size_t)RX_SLABS * QOS_POOL_STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *slabs = mmap(NULL, (size_t)RX_SLABS * QOS_POOL_STRIDE, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (!s->items || slabs == MAP_FAILED) {
         free(s->items);
         return -ENOMEM;

@@ -99,7 +99,8 @@ static void redeclare(struct selene_session *s, bool fresh)
     }
     for (struct selene_sink *x = s->sinks; x; x = x->next) {
         if (fresh)
-            x->endpoint.id = x->endpoint.edges_seen = 0; /* what it knows of remote sources stays: gaps in their sequences are losses */
+            x->endpoint.id = x->endpoint.edges_seen =
+                0; /* what it knows of remote sources stays: gaps in their sequences are losses */
         (void)selene_declare_endpoint(x->stream, &x->endpoint, SELENE_C_SINK, x->event_fd);
     }
 }

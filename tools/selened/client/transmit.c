@@ -98,7 +98,8 @@ static int send_packet(struct selene_source *source, struct qos_packet *p)
 }
 
 /* Send `used` bytes of equal segments to every destination of a direct session. The first error, or 0. */
-static int send_direct(struct selene_source *source, uint8_t *data, uint32_t used, uint32_t segment, uint32_t messages, uint32_t cost)
+static int send_direct(struct selene_source *source, uint8_t *data, uint32_t used, uint32_t segment, uint32_t messages,
+                       uint32_t cost)
 {
     struct qos_datapath *udp = source->memory->udp;
     int error = 0;
@@ -118,7 +119,8 @@ static int send_direct(struct selene_source *source, uint8_t *data, uint32_t use
             rc = send_packet(source, &p);
         } else {
             for (uint32_t at = 0; at < used && rc == 0; at += segment) {
-                p = (struct qos_packet){.data = data + at, .length = used - at < segment ? used - at : segment, .address = d->address};
+                p = (struct qos_packet){
+                    .data = data + at, .length = used - at < segment ? used - at : segment, .address = d->address};
                 rc = send_packet(source, &p);
             }
         }
@@ -184,13 +186,15 @@ void selene_relay_done(struct selene_session *s, struct memory *m)
 }
 
 /* Hand segments to the datapath process: how many it took. */
-static uint32_t send_relayed(struct selene_source *source, uint64_t slice, uint8_t *data, uint32_t offset, uint32_t used, uint32_t segment)
+static uint32_t send_relayed(struct selene_source *source, uint64_t slice, uint8_t *data, uint32_t offset,
+                             uint32_t used, uint32_t segment)
 {
     uint32_t pushed = 0;
     patch_credit(data, used, segment, &source->relay);
     for (uint32_t at = 0; at < used; at += segment) {
         uint32_t size = used - at < segment ? used - at : segment;
-        uint64_t part = qos_slice_make(qos_slice_buffer(slice), offset + at, qos_slice_slot(slice), qos_slice_generation(slice));
+        uint64_t part =
+            qos_slice_make(qos_slice_buffer(slice), offset + at, qos_slice_slot(slice), qos_slice_generation(slice));
         if (selene_relay_push(source->session, source->memory, part, size, SELENE_TO_ROUTE) < 0) {
             selene_relay_done(source->session, source->memory);
             if (selene_relay_push(source->session, source->memory, part, size, SELENE_TO_ROUTE) < 0)
@@ -306,13 +310,15 @@ static int batch_open(struct selene_source *source, uint32_t size, uint64_t now)
 }
 
 /* Append if it fits: 0, or -ENOSPC. */
-static int batch_append(struct selene_source *source, const uint8_t *payload, uint32_t size, uint64_t sent_ns, uint64_t sequence)
+static int batch_append(struct selene_source *source, const uint8_t *payload, uint32_t size, uint64_t sent_ns,
+                        uint64_t sequence)
 {
     struct batch *b = &source->batch;
     uint32_t record = qos_frame_record_size(size);
     if (b->count > 0 && b->used - b->start + record > b->segment) {
         uint32_t next = b->start + b->segment;
-        if (QOS_WIRE_HEADER + record > b->segment || next + b->segment > BATCH_BYTES || next / b->segment >= BATCH_SEGMENTS)
+        if (QOS_WIRE_HEADER + record > b->segment || next + b->segment > BATCH_BYTES ||
+            next / b->segment >= BATCH_SEGMENTS)
             return -ENOSPC;
         close_segment(source);
         memset(b->data + b->used, 0, next - b->used); /* nothing of an earlier message leaves in the padding */
@@ -341,8 +347,8 @@ static int batch_append(struct selene_source *source, const uint8_t *payload, ui
 
 /* ---- One message ---- */
 
-static int send_alone(struct selene_source *source, uint64_t slice, uint8_t *payload, uint32_t size, uint64_t sent_ns, uint64_t sequence,
-                      uint64_t now)
+static int send_alone(struct selene_source *source, uint64_t slice, uint8_t *payload, uint32_t size, uint64_t sent_ns,
+                      uint64_t sequence, uint64_t now)
 {
     uint8_t *header = payload - QOS_WIRE_OVERHEAD;
     struct qos_wire w = {
@@ -366,7 +372,8 @@ static int send_alone(struct selene_source *source, uint64_t slice, uint8_t *pay
         if (!source->stream->options.delivery && !credit_for(&source->relay, 0, qos_frame_cost(length))) {
             count(&source->counters->dropped, 1);
             rc = -ENOBUFS;
-        } else if (send_relayed(source, slice, header, qos_slice_offset(slice) - QOS_WIRE_OVERHEAD, length, length) == 1) {
+        } else if (send_relayed(source, slice, header, qos_slice_offset(slice) - QOS_WIRE_OVERHEAD, length, length) ==
+                   1) {
             references = 1;
         } else {
             count(&source->counters->dropped, 1);
@@ -380,7 +387,8 @@ static int send_alone(struct selene_source *source, uint64_t slice, uint8_t *pay
     return references;
 }
 
-int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *payload, uint32_t size, uint64_t sent_ns, uint64_t sequence)
+int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *payload, uint32_t size, uint64_t sent_ns,
+                    uint64_t sequence)
 {
     uint64_t now = sent_ns;
     struct batch *b = &source->batch;
@@ -390,9 +398,11 @@ int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *paylo
         /* idle when the last send was over for longer than a fraction of what a send takes: then a batch would only add latency */
         uint64_t idle = source->send_cost_ns / 4 < BATCH_IDLE_MAX_NS ? source->send_cost_ns / 4 : BATCH_IDLE_MAX_NS;
         uint32_t consumed = qos_load_relaxed(&source->session->consumed);
-        bool flood = source->stream->options.coalesce && (int64_t)(now - source->last_send_ns) < (int64_t)idle && consumed == source->last_consumed;
+        bool flood = source->stream->options.coalesce && (int64_t)(now - source->last_send_ns) < (int64_t)idle &&
+                     consumed == source->last_consumed;
         source->last_consumed = consumed;
-        if (!flood || QOS_WIRE_OVERHEAD + ((size + 7) & ~7u) > source->segment_limit || batch_open(source, size, now) < 0) {
+        if (!flood || QOS_WIRE_OVERHEAD + ((size + 7) & ~7u) > source->segment_limit ||
+            batch_open(source, size, now) < 0) {
             rc = send_alone(source, slice, payload, size, sent_ns, sequence, now);
             pthread_mutex_unlock(&source->batch_lock);
             return rc;
@@ -420,8 +430,12 @@ void selene_probe(struct selene_source *source)
     source->probe_ns = now;
     if (first)
         return; /* credit usually comes by itself */
-    struct qos_wire w = {.type = QOS_WIRE_PROBE, .stream = source->stream->options.stream, .channel = source->endpoint.channel,
-                         .source = source->endpoint.id, .sequence = source->sequence, .epoch = source->epoch};
+    struct qos_wire w = {.type = QOS_WIRE_PROBE,
+                         .stream = source->stream->options.stream,
+                         .channel = source->endpoint.channel,
+                         .source = source->endpoint.id,
+                         .sequence = source->sequence,
+                         .epoch = source->epoch};
     uint8_t header[QOS_WIRE_HEADER];
     pthread_mutex_lock(&source->batch_lock);
     for (uint32_t i = 0; i < source->dest_count; i++) {

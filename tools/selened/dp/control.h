@@ -54,7 +54,8 @@ void dp_control_close(struct dp_control *control);
 /* ---- sessions.c: the table of sessions ---- */
 
 struct dp_session *dp_control_find(const struct dp_control *control, uint64_t id);
-int dp_control_session_open(struct dp_control *control, const struct selene_order *order, int socket, struct dp_session **session);
+int dp_control_session_open(struct dp_control *control, const struct selene_order *order, int socket,
+                            struct dp_session **session);
 /* Something came on, or happened to, the socket of the session in a slot. */
 void dp_control_session_event(struct dp_control *control, uint32_t slot, uint32_t events);
 /* End those that dp_session_end was called for. */

@@ -11,7 +11,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-
 struct dp_credit {
     uint32_t value;
     uint32_t window;   /* 0: not said yet */

@@ -52,7 +52,8 @@ static int start(struct dp_control *c, struct dp_session *s, uint32_t slot)
     return rc < 0 ? rc : dp_data_call(c->data, &command);
 }
 
-int dp_control_session_open(struct dp_control *c, const struct selene_order *order, int socket, struct dp_session **session)
+int dp_control_session_open(struct dp_control *c, const struct selene_order *order, int socket,
+                            struct dp_session **session)
 {
     uint32_t slot = 0;
     while (slot < SELENE_MAX_SESSIONS && c->sessions[slot] != NULL)

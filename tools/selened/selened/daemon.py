@@ -80,9 +80,7 @@ class Daemon:
             self.datapath = datapath
             self._started = time.monotonic()
             receive_bytes = await self._listen_for_data(datapath)
-            self.core = Core(
-                self.settings, datapath, Address(self.settings.address, self.settings.port), receive_bytes
-            )
+            self.core = Core(self.settings, datapath, Address(self.settings.address, self.settings.port), receive_bytes)
             log.info(
                 "selened-dp %s (pid %d, host %08x) %s; technologies: %s", datapath.version, datapath.pid, datapath.host,
                 "adopted" if datapath.adopted else "started", ", ".join(self.core.capabilities.usable),

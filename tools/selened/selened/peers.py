@@ -260,9 +260,7 @@ class Peers:
 
     def _lost(self, remote: Remote) -> None:
         remote.writer = None
-        log.warning(
-            "peer %s: the connection is lost; what it announced stays for %g s", remote.peer.endpoint, HOLD_S
-        )
+        log.warning("peer %s: the connection is lost; what it announced stays for %g s", remote.peer.endpoint, HOLD_S)
         loop = asyncio.get_running_loop()
         remote.hold = loop.call_later(HOLD_S, lambda: self._spawn(remote))
 

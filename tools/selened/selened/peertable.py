@@ -195,4 +195,3 @@ def announcements(
         yield {"sinks": sinks[at : at + CHUNK]}
     for at in range(0, len(rows), CHUNK):
         yield {"sources": rows[at : at + CHUNK]}
-

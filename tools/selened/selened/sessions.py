@@ -439,4 +439,3 @@ class Client:
         if gone.event_fd >= 0:
             os.close(gone.event_fd)
         await self.core.settle()
-

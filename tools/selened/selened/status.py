@@ -63,7 +63,9 @@ class Status:
             "technologies": core.capabilities.usable,
             "sessions": len(core.clients),
             "datapath": {
-                "version": core.datapath.version, "pid": core.datapath.pid, "adopted": core.datapath.adopted,
+                "version": core.datapath.version,
+                "pid": core.datapath.pid,
+                "adopted": core.datapath.adopted,
                 "resumes": core.datapath.can_resume,
             },
             "receive_buffer_bytes": core.receive_bytes // 2,
