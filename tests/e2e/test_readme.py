@@ -86,6 +86,7 @@ class Shell:
         (folder / "run").mkdir(mode=0o700)
         self.port = str(free_port())
         self.started = 0  # daemons
+        self._unread = ""
         hidden = ("QOS_", "SELENE_", "RUNTIME_DIRECTORY")
         environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
         environment |= {
@@ -121,17 +122,19 @@ class Shell:
             time.sleep(0.02)
 
     def _read_until(self, end: str, block: Block) -> str:
+        """What is written before `end`; what comes later, by a command that runs on, belongs to the next block."""
         assert self.process.stdout is not None
-        out, deadline = b"", time.monotonic() + BLOCK_S
+        deadline = time.monotonic() + BLOCK_S
         where = f"{block.page}, block {block.number}:\n{block.text}\nhas written:\n"
-        while not out.endswith(end.encode()):
+        while end not in self._unread:
             if not select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                pytest.fail(f"hangs: {where}{out.decode()}{self.logs()}")
+                pytest.fail(f"hangs: {where}{self._unread}{self.logs()}")
             part = os.read(self.process.stdout.fileno(), 65536)
             if not part:
-                pytest.fail(f"failed: {where}{out.decode()}{self.logs()}")
-            out += part
-        return out.decode().removesuffix(end)
+                pytest.fail(f"failed: {where}{self._unread}{self.logs()}")
+            self._unread += part.decode(errors="replace")
+        out, _, self._unread = self._unread.partition(end)
+        return out
 
     def logs(self) -> str:
         return "".join(f"\n{path.name}:\n{path.read_text()}" for path in self.folder.rglob("*.log"))

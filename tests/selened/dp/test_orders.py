@@ -45,7 +45,7 @@ def test_greeting_says_who_it_is(start: Start) -> None:
     assert (pid, sessions, flags) == (dp.process.pid, 0, 2)  # it can resume; it has no UDP socket
     dp.listen()
     dp.client(1)
-    assert struct.unpack_from("IIII", dp.greet().body) == (host, pid, 1, 1)
+    assert struct.unpack_from("IIII", dp.greet().body) == (host, pid, 1, 3)  # it has its UDP socket now
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,9 @@ static int dial(const char *path)
     if (connect(fd, (struct sockaddr *)&a, sizeof a) < 0) {
         int error = errno;
         close(fd);
+        if (error == EACCES)
+            return selene_fail(
+                -error, "%s: permission denied: become a member of the group it belongs to (ls -l shows it)", path);
         return selene_fail(-error,
                            "cannot reach selened at %s: %s. Start it with: selened --socket %s (or set SELENE_SOCKET)",
                            path, strerror(error), path);

@@ -48,6 +48,7 @@
 #define RELAY_OUTSTANDING (SELENE_RING_CAPACITY / 2) /* datagrams with the datapath process */
 #define BATCH_BYTES 61440u /* of one send: below the largest datagram, and its slices' offsets fit */
 #define BATCH_SEGMENTS 64
+#define CREDIT_JUMP (1u << 26)      /* between the credit values of two paths: more than twice any window */
 #define REMOTE_GRACE_NS 5000000000u /* a withdrawn source's datagrams may still be under way */
 
 /* The mappings of one life of the datapath process. They outlive it while somebody holds a buffer. */
@@ -169,6 +170,7 @@ struct batch {
 
 struct selene_stream {
     struct selene_stream *next;
+    _Atomic uint32_t references; /* the application's, and one per endpoint */
     struct selene_session *session;
     selene_options options;
     uint32_t handle;
@@ -212,6 +214,7 @@ struct selene_source {
     pthread_mutex_t batch_lock;
     struct dest *dests;
     uint32_t dest_count, epoch, segment_limit;
+    uint32_t credit_top; /* where the newest path began to count */
     bool relayed;
     struct dest relay; /* credit of the relayed path */
     struct batch batch;
@@ -268,7 +271,7 @@ struct request {
 };
 
 struct selene_session {
-    char socket_path[108];
+    char socket_path[512]; /* as given; what is too long for an address is refused when it is dialled */
     selene_session_options options;
     char program[32];
     pthread_t service, dispatcher;
@@ -369,6 +372,7 @@ void selene_orphans_free(struct selene_session *s); /* session->lock held, or no
 void selene_edges_gone(struct selene_session *s);   /* the datapath process died; session->lock held */
 
 /* session.c */
+void selene_stream_drop(struct selene_stream *stream);
 int selene_index_take(struct selene_session *s, uint32_t *index); /* a counter block; session->lock held */
 
 /* emit.c */

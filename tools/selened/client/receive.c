@@ -303,16 +303,16 @@ void selene_credit_send(struct selene_session *s, struct remote *r, uint16_t fla
     }
 }
 
-/* Note how far we are. A value further back than anything under way can be is a source that counts from zero again, on a new path to us;
- * one that is a little back only seems to, and catches up before it could run out of credit. */
+/* Note how far we are. On a new path to us a source counts from a value far from all it has used (CREDIT_JUMP): further than anything
+ * under way can be. */
 static void credit_note(struct remote *r, uint32_t value)
 {
     int32_t ahead = (int32_t)(value - qos_load_relaxed(&r->taken));
-    if (ahead < 0 && (uint32_t)-ahead > 2 * r->window)
+    bool jump = ahead > (int32_t)(2 * r->window) || ahead < -(int32_t)(2 * r->window);
+    if (jump)
         qos_store_relaxed(&r->credited, value);
-    else if (ahead <= 0)
-        return;
-    qos_store_release(&r->taken, value);
+    if (jump || ahead > 0)
+        qos_store_release(&r->taken, value);
 }
 
 static void credit_taken(struct selene_session *s, struct remote *r, uint32_t value)

@@ -100,7 +100,8 @@ SELENE_API void selene_session_defaults(selene_session_options *options);
 /* Errors: -ENOENT, -ECONNREFUSED (no daemon), -EPROTONOSUPPORT (daemon of another version), -EACCES, -EUSERS (too many sessions). */
 SELENE_API int selene_init_session(selene_session **session, const selene_session_options *options);
 SELENE_API int selene_close_session(selene_session *session);
-/* Why the last call of this thread failed, in a sentence that says what to do. Never NULL. */
+/* Why the last call of this thread failed, in a sentence that says what to do. Never NULL. -EAGAIN and -ETIMEDOUT set none: they are part
+ * of the normal course. */
 SELENE_API const char *selene_last_error(void);
 /* 1 connected, 0 reconnecting. */
 SELENE_API int selene_connected(const selene_session *session);
@@ -114,6 +115,7 @@ SELENE_API int selene_poll(selene_session *session, int timeout_ms);
 /* ---- Stream ---- */
 SELENE_API void selene_options_defaults(selene_options *options);
 SELENE_API int selene_create_stream(selene_session *session, const selene_options *options, selene_stream **stream);
+/* Its sources and sinks may be closed before or after. */
 SELENE_API void selene_close_stream(selene_stream *stream);
 /* The technology in use ("udp") and the reason, as the daemon decided. */
 SELENE_API const char *selene_stream_technology(const selene_stream *stream);

@@ -132,17 +132,20 @@ int selene_close_session(selene_session *s)
         selene_close_sink(s->sinks);
     while (s->sources)
         selene_close_source(s->sources);
-    while (s->streams)
-        selene_close_stream(s->streams);
     qos_store_release(&s->stop, true);
     selene_kick(s);
     pthread_join(s->service, NULL);
     selene_dispatch_stop(s);
+    if (s->control_fd >= 0)
+        close(s->control_fd); /* nobody reads answers any more; the daemon forgets what was this session's */
+    s->control_fd = -1;
     while (s->closing) {
         struct selene_source *source = s->closing;
         s->closing = source->next;
         selene_source_free(source);
     }
+    while (s->streams)
+        selene_stream_drop(s->streams);
     session_free(s);
     return 0;
 }
@@ -186,6 +189,7 @@ int selene_create_stream(selene_session *s, const selene_options *options, selen
     if (!stream)
         return selene_fail(-ENOMEM, "no memory for a stream");
     stream->session = s;
+    stream->references = 1;
     if (options)
         stream->options = *options;
     else
@@ -206,11 +210,12 @@ int selene_create_stream(selene_session *s, const selene_options *options, selen
     return 0;
 }
 
-void selene_close_stream(selene_stream *stream)
+/* The last of the application and the endpoints lets go: until then they use its options, and it is declared again after a restart. */
+void selene_stream_drop(struct selene_stream *stream)
 {
-    if (!stream)
-        return;
     struct selene_session *s = stream->session;
+    if (qos_sub_acq_rel(&stream->references, 1) > 1)
+        return;
     pthread_mutex_lock(&s->lock);
     for (struct selene_stream **at = &s->streams; *at; at = &(*at)->next) {
         if (*at == stream) {
@@ -221,6 +226,12 @@ void selene_close_stream(selene_stream *stream)
     pthread_mutex_unlock(&s->lock);
     (void)selene_withdraw(s, stream->handle, 3);
     free(stream);
+}
+
+void selene_close_stream(selene_stream *stream)
+{
+    if (stream)
+        selene_stream_drop(stream);
 }
 
 const char *selene_stream_technology(const selene_stream *stream)

@@ -163,6 +163,7 @@ static int create(struct selene_stream *stream, uint64_t channel, const char *na
         return selene_fail(-ENOMEM, "no memory for a sink");
     sink->session = s;
     sink->stream = stream;
+    qos_add_relaxed(&stream->references, 1);
     sink->endpoint.channel = channel;
     memcpy(sink->endpoint.name, name, strlen(name) + 1);
     sink->callback = callback;
@@ -247,6 +248,7 @@ void selene_close_sink(selene_sink *sink)
     selene_memory_drop(sink->memory);
     free(sink->edges);
     free(sink->queue);
+    selene_stream_drop(sink->stream);
     free(sink);
 }
 

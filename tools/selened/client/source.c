@@ -77,7 +77,14 @@ static void route_replace(struct selene_source *source)
     pthread_mutex_lock(&source->batch_lock);
     (void)selene_flush_locked(source); /* on the old path, under the old epoch */
     struct dest *dests = source->new_dests, *old = source->dests;
+    for (uint32_t k = 0; k < source->dest_count; k++)
+        if ((int32_t)(old[k].sent - source->credit_top) > 0)
+            source->credit_top = old[k].sent;
     for (uint32_t i = 0; i < source->new_count; i++) {
+        /* A new path counts from a value that no other has come near, so that its receiver sees that it is new. */
+        source->credit_top += CREDIT_JUMP;
+        dests[i].sent = source->credit_top;
+        qos_store_relaxed(&dests[i].acked, source->credit_top);
         for (uint32_t k = 0; k < source->dest_count; k++) {
             if (!qos_address_equal(&dests[i].address, &old[k].address))
                 continue;
@@ -222,6 +229,7 @@ static int create(struct selene_stream *stream, uint64_t channel, const char *na
         return selene_fail(-ENOMEM, "no memory for a source");
     source->session = s;
     source->stream = stream;
+    qos_add_relaxed(&stream->references, 1);
     source->endpoint.channel = channel;
     memcpy(source->endpoint.name, name, strlen(name) + 1);
     source->segment_limit = 1472;
@@ -375,5 +383,6 @@ void selene_source_free(struct selene_source *source)
     free(source->dests);
     free(source->new_dests);
     free(source->returned);
+    selene_stream_drop(source->stream);
     free(source);
 }

@@ -6,10 +6,10 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-#include "clock.h"
 #include "log.h"
 #include "relay.h"
 #include "rt.h"
@@ -18,6 +18,7 @@
 #define STACK_BYTES (256 * 1024)
 #define COMMANDS 16
 #define EVENTS 64
+#define ROUNDS 8u /* of spinning, with a look at the socket itself, until epoll is asked for what else there is */
 
 static void ring_eventfd(int fd)
 {
@@ -53,15 +54,15 @@ uint64_t dp_data_notice(struct dp_data *d)
     return qos_ring_pop(&d->notice_out, &id, 1) == 1 ? id : 0;
 }
 
-static int watch(const struct dp_data *d, int fd, void *tag)
+static int watch(const struct dp_data *d, int fd, void *tag, uint32_t events)
 {
-    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data = {.ptr = tag}};
+    struct epoll_event event = {.events = events, .data = {.ptr = tag}};
     return epoll_ctl(d->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
 static int add_session(struct dp_data *d, struct dp_session *s)
 {
-    int rc = watch(d, s->wake_fd, s);
+    int rc = watch(d, s->wake_fd, s, EPOLLIN | EPOLLET);
     if (rc == 0)
         dp_rxpool_join(s->pool, s);
     return rc;
@@ -85,13 +86,13 @@ static int remove_session(struct dp_data *d, struct dp_command *c)
 static int use_socket(struct dp_data *d, struct dp_command *c)
 {
     int old = d->net.fd;
-    int rc = watch(d, c->fd, &d->net);
+    /* by its level: to find it empty by receiving would cost a call for each datagram */
+    int rc = watch(d, c->fd, &d->net, EPOLLIN);
     if (rc < 0)
         return rc;
     if (old >= 0)
         epoll_ctl(d->epoll_fd, EPOLL_CTL_DEL, old, NULL);
     dp_net_use(&d->net, c->fd, c->family);
-    d->readable = true; /* it may have been waiting before we watched */
     c->fd = old;
     return 0;
 }
@@ -183,24 +184,35 @@ static void apply_settings(const struct dp_settings *settings)
     }
 }
 
+/* Find out what there is to do; sleep until there is something. */
+static void look(struct dp_data *d)
+{
+    int timeout = dp_wake_prepare(d);
+    if (d->spinning && ++d->rounds < ROUNDS) {
+        d->readable = d->net.fd >= 0;
+        return;
+    }
+    struct epoll_event events[EVENTS];
+    /* without a cancellation point */
+    long n = syscall(SYS_epoll_pwait, d->epoll_fd, events, EVENTS, timeout, NULL, 0);
+    d->rounds = 0;
+    take_events(d, events, n < 0 ? 0 : (int)n);
+}
+
 static void *data_main(void *arg)
 {
     struct dp_data *d = arg;
-    struct epoll_event events[EVENTS];
     apply_settings(&d->settings);
     while (!d->stop) {
-        int n = epoll_wait(d->epoll_fd, events, EVENTS, dp_wake_prepare(d));
-        take_events(d, events, n < 0 ? 0 : n);
-        bool worked = d->readable;
+        look(d);
         if (d->commanded)
             run_commands(d);
-        if (d->readable)
-            dp_receive(d);
+        bool worked = d->readable && dp_receive(d);
         for (uint32_t i = 0; i < d->active_count; i++)
             worked |= serve(d, d->active[i]);
         dp_wake_flush(d);
         if (worked && d->settings.spin_us > 0)
-            d->last_work_ns = qos_clock_monotonic_ns();
+            dp_wake_worked(d);
     }
     return NULL;
 }
@@ -239,9 +251,9 @@ int dp_data_start(struct dp_data *d, const struct dp_settings *settings)
     d->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     if (d->epoll_fd < 0 || d->command_fd < 0 || d->notice_fd < 0 || d->timer_fd < 0)
         return -errno;
-    rc = watch(d, d->command_fd, &d->command_fd);
+    rc = watch(d, d->command_fd, &d->command_fd, EPOLLIN | EPOLLET);
     if (rc == 0)
-        rc = watch(d, d->timer_fd, &d->timer_fd);
+        rc = watch(d, d->timer_fd, &d->timer_fd, EPOLLIN | EPOLLET);
     if (rc < 0)
         return rc;
     pthread_attr_t attributes;

@@ -70,10 +70,16 @@ struct dp_data {
     /* data thread */
     bool stop;
     bool commanded;
-    bool readable;         /* the socket may have more */
-    uint64_t last_work_ns; /* only if it spins */
-    bool timer_set;        /* deferred wake-ups will be looked at */
-    int backoff_ms;        /* while somebody leaves his DONE ring full */
+    bool readable; /* the socket may have something */
+    /* if it spins */
+    bool spinning;   /* nothing to do, but it may come at once */
+    uint32_t rounds; /* since epoll was asked */
+    uint64_t last_work_ns;
+    uint64_t no_spin_ns; /* not before this time */
+    uint32_t yield_strikes, yields_short;
+    bool brisk;     /* what came last came within the time that is spun */
+    bool timer_set; /* deferred wake-ups will be looked at */
+    int backoff_ms; /* while somebody leaves his DONE ring full */
     struct dp_net net;
     struct dp_table table;
     struct dp_burst burst;

@@ -17,6 +17,8 @@
 #include "log.h"
 #include "rt.h"
 
+#define SPIN_BY_CLASS UINT32_MAX
+#define SPIN_US 50 /* a few hops of a round trip; a real-time thread would keep the CPU from those it waits for: 0 */
 #define PRIORITY_DEFAULT 80 /* 99 starves softirq threads and meets the kernel's 95 % throttle */
 
 static const char usage[] =
@@ -29,7 +31,7 @@ static const char usage[] =
     "  --priority N       1 to 99 for fifo and rr (default 80)\n"
     "  --cpu N            run the data thread on this CPU only\n"
     "  --lock-memory      keep memory in RAM\n"
-    "  --spin-us N        look for work this long before sleeping (default 0)\n"
+    "  --spin-us N        look for work this long before sleeping, while it comes that fast (default 50; fifo, rr: 0)\n"
     "  --idle-exit-s N    end after so long without controller and sessions (default 10)\n"
     "  --version, --help\n";
 
@@ -94,7 +96,8 @@ static int sched_class(const char *text)
 
 static void parse(int argc, char **argv, struct options *o)
 {
-    *o = (struct options){.ready_fd = -1, .idle_exit_s = 10, .settings = {.class_ = QOS_RT_OTHER, .cpu = -1}};
+    *o = (struct options){
+        .ready_fd = -1, .idle_exit_s = 10, .settings = {.class_ = QOS_RT_OTHER, .cpu = -1, .spin_us = SPIN_BY_CLASS}};
     for (int c; (c = getopt_long(argc, argv, "", long_options, NULL)) != -1;)
         switch (c) {
         case OPTION_SOCKET:
@@ -140,6 +143,8 @@ static void parse(int argc, char **argv, struct options *o)
         dp_log("error", "--priority is for --sched fifo and rr");
         exit(2);
     }
+    if (o->settings.spin_us == SPIN_BY_CLASS)
+        o->settings.spin_us = fair ? SPIN_US : 0;
     if (!fair && o->settings.priority == 0)
         o->settings.priority = PRIORITY_DEFAULT;
     if (o->settings.priority == 99)

@@ -20,6 +20,8 @@
 #define DP_NET_BURST 64
 #define DP_NET_RX 16           /* receptions of one call */
 #define DP_NET_RX_BYTES 65536u /* the largest, coalesced, reception */
+#define DP_NET_RX_RUN 2u       /* receptions one by one, then several are asked for at once */
+#define DP_NET_TX_COPY 2048u   /* a datagram up to this size that is sent alone is put together first */
 
 /* A destination, in the forms of both address families. */
 struct dp_target {
@@ -36,7 +38,12 @@ struct dp_net {
     struct iovec tx_iov[DP_NET_BURST][2];
     uint16_t *tx_outcome[DP_NET_BURST];
     struct dp_counters *tx_counters[DP_NET_BURST];
+    uint8_t tx_copy[DP_NET_TX_COPY];
     unsigned rx_used; /* of rx, by the last call */
+    unsigned rx_run;  /* receptions one by one in a row; DP_NET_RX_RUN: several at once */
+    bool coalescing;
+    unsigned receptions; /* since coalescing was last thought about */
+    uint64_t receptions_ns;
     struct mmsghdr rx[DP_NET_RX];
     struct iovec rx_iov[DP_NET_RX];
     struct sockaddr_in6 rx_name[DP_NET_RX];
@@ -69,8 +76,8 @@ void dp_net_send(struct dp_net *net, struct dp_counters *totals, const struct dp
                  const uint8_t *records, uint32_t length, uint16_t *outcome, struct dp_counters *counters);
 void dp_net_flush(struct dp_net *net, struct dp_counters *totals);
 
-/* Receive without waiting: how many receptions (of DP_NET_RX asked for), 0 if none. */
-int dp_net_receive(struct dp_net *net, struct dp_counters *totals);
+/* Receive without waiting: how many receptions, 0 if none. `*more`: it filled all places, so ask again before sleeping. */
+int dp_net_receive(struct dp_net *net, struct dp_counters *totals, bool *more);
 void dp_net_reception(const struct dp_net *net, int index, struct dp_reception *reception);
 
 #endif

@@ -162,11 +162,9 @@ static void receive_datagram(struct dp_data *d, const uint8_t *data, uint32_t si
     dp_count(&d->totals, DP_RX_BYTES, size);
 }
 
-void dp_receive(struct dp_data *d)
+bool dp_receive(struct dp_data *d)
 {
-    int n = dp_net_receive(&d->net, &d->totals);
-    /* fewer than asked for: it is empty, and epoll tells when it no longer is */
-    d->readable = n == DP_NET_RX;
+    int n = dp_net_receive(&d->net, &d->totals, &d->readable);
     for (int i = 0; i < n; i++) {
         struct dp_reception from;
         dp_net_reception(&d->net, i, &from);
@@ -177,4 +175,5 @@ void dp_receive(struct dp_data *d)
             offset += from.segment;
         } while (offset < from.length);
     }
+    return n > 0;
 }

@@ -17,8 +17,8 @@ void dp_transmit_all(struct dp_data *data, struct dp_session *session, bool last
 /* Take back the slices on the session's RELEASE ring. How many. */
 uint32_t dp_release(struct dp_data *data, struct dp_session *session);
 
-/* One call to the socket, and everything it brought. */
-void dp_receive(struct dp_data *data);
+/* One call to the socket, and everything it brought. False if that was nothing. */
+bool dp_receive(struct dp_data *data);
 
 /* Copy a datagram once for each user among the sessions (sorted by user), and push it on their RX rings. */
 void dp_deliver(struct dp_data *data, struct dp_session *const *sessions, uint32_t count, const uint8_t *header,

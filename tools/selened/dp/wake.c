@@ -11,9 +11,13 @@
 #include "clock.h"
 #include "wait.h"
 
-#define DEFER_NS 1000000u    /* an outcome is known to a sleeping client this late at most */
-#define DEFER_BURST 32u      /* so many outcomes are worth a wake-up of their own */
-#define BACKOFF_MAX_MS 64    /* between looks at a client that leaves its DONE ring full */
+#define DEFER_NS 1000000u     /* an outcome is known to a sleeping client this late at most */
+#define DEFER_BURST 32u       /* so many outcomes are worth a wake-up of their own */
+#define BACKOFF_MAX_MS 64     /* between looks at a client that leaves its DONE ring full */
+#define YIELD_LONG_NS 200000u /* who got the processor keeps it: a sleeper would have been given it back at once */
+#define NO_SPIN_NS 1000000u   /* then not again for so long, twice as long each time in a row */
+#define STRIKES_MAX 10u
+#define YIELD_SHORT_RUN 256u /* short ones end the row */
 #define FLOOD_WAKEUPS 50000u /* without a message within FLOOD_NS */
 #define FLOOD_NS 1000000000u
 
@@ -82,6 +86,15 @@ void dp_wake_due(struct dp_data *d)
     }
 }
 
+void dp_wake_activate(struct dp_data *d, struct dp_session *s)
+{
+    if (s->active || s->dead)
+        return;
+    s->active = true;
+    set_sleeping(s, 0);
+    d->active[d->active_count++] = s;
+}
+
 void dp_wake_flush(struct dp_data *d)
 {
     if (d->wake_count == 0)
@@ -92,8 +105,12 @@ void dp_wake_flush(struct dp_data *d)
         struct dp_session *s = d->wake[i];
         s->to_wake = false;
         drop_deferred(d, s);
-        if (!s->dead)
-            wake(s);
+        if (s->dead)
+            continue;
+        /* we are going to look for its answer: it need not ring */
+        if (d->brisk)
+            dp_wake_activate(d, s);
+        wake(s);
     }
     d->wake_count = 0;
 }
@@ -120,15 +137,6 @@ void dp_wake_done(struct dp_data *d, struct dp_session *s, uint32_t n)
     if (!d->timer_set)
         set_timer(d);
     d->deferred[d->deferred_count++] = s;
-}
-
-void dp_wake_activate(struct dp_data *d, struct dp_session *s)
-{
-    if (s->active || s->dead)
-        return;
-    s->active = true;
-    set_sleeping(s, 0);
-    d->active[d->active_count++] = s;
 }
 
 void dp_wake_forget(struct dp_data *d, struct dp_session *s)
@@ -184,15 +192,43 @@ static bool retire(struct dp_data *d)
     return true;
 }
 
+void dp_wake_worked(struct dp_data *d)
+{
+    uint64_t now = qos_clock_monotonic_ns();
+    /* only for answers that come at once: something every millisecond is not worth a busy processor */
+    d->brisk = now - d->last_work_ns < d->settings.spin_us * (uint64_t)1000;
+    d->last_work_ns = now;
+}
+
+/* Nothing to do: wait a little, giving the processor to whoever may be about to have something for us. False: sleep. */
+static bool spin(struct dp_data *d)
+{
+    uint64_t now = qos_clock_monotonic_ns();
+    if (now - d->last_work_ns >= d->settings.spin_us * (uint64_t)1000 || now < d->no_spin_ns) {
+        d->brisk = false;
+        return false;
+    }
+    sched_yield();
+    uint64_t after = qos_clock_monotonic_ns();
+    if (after - now > YIELD_LONG_NS) {
+        d->no_spin_ns = after + ((uint64_t)NO_SPIN_NS << d->yield_strikes);
+        d->yield_strikes += d->yield_strikes < STRIKES_MAX;
+        d->yields_short = 0;
+    } else if (++d->yields_short == YIELD_SHORT_RUN) {
+        d->yield_strikes = d->yields_short = 0;
+    }
+    return true;
+}
+
 int dp_wake_prepare(struct dp_data *d)
 {
+    d->spinning = false;
     if (d->readable || any_work(d)) {
         d->backoff_ms = 0;
         return 0;
     }
-    if (d->settings.spin_us > 0 && qos_clock_monotonic_ns() - d->last_work_ns < d->settings.spin_us * (uint64_t)1000) {
-        /* whoever has something for us may need this very CPU */
-        sched_yield();
+    if (d->brisk && spin(d)) {
+        d->spinning = true;
         return 0;
     }
     if (d->active_count > 0 && !retire(d))

@@ -24,6 +24,8 @@ void dp_wake_activate(struct dp_data *data, struct dp_session *session);
 void dp_wake_forget(struct dp_data *data, struct dp_session *session);
 /* How long epoll may sleep, in ms: 0 if there is work, -1 until something happens. Active sessions have been told. */
 int dp_wake_prepare(struct dp_data *data);
+/* If it spins: a round in which there was something to do is over. */
+void dp_wake_worked(struct dp_data *data);
 /* After a round in which a session that rang had nothing. Cuts off who does that too often. */
 void dp_wake_empty(struct dp_data *data, struct dp_session *session);
 

@@ -144,10 +144,10 @@ class Client:
         reason = self._reason or self._connection.reason
         self._connection.close()
         if self.id:
-            await self.core.end_session(self)
             log.info("session %016x of %s ended%s", self.id, self, f": {reason}" if reason else "")
             if reason:
                 self.core.notices.counts["sessions_cut_off"] += 1
+            await self.core.end_session(self)
         for endpoint in self.endpoints.values():
             if endpoint.event_fd >= 0:
                 os.close(endpoint.event_fd)

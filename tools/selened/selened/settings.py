@@ -44,7 +44,11 @@ class Datapath:
     priority: int = option(80, minimum=1, maximum=99, meaning="real-time priority under fifo and rr")
     affinity: int = option(-1, minimum=-1, maximum=1023, meaning="CPU of its data thread; -1 any")
     lock_memory: bool = option(False, meaning="keep its memory in RAM")
-    spin_us: int = option(0, minimum=0, maximum=1_000_000, meaning="microseconds to spin before its data thread sleeps")
+    spin_us: int = option(
+        -1, minimum=-1, maximum=1_000_000,
+        meaning="microseconds to spin before its data thread sleeps, while work comes that fast; "
+        "-1: 50, or 0 under fifo and rr",
+    )  # fmt: skip
 
     def arguments(self) -> list[str]:
         """The options of selened-dp."""
@@ -55,7 +59,7 @@ class Datapath:
             result += ["--cpu", str(self.affinity)]
         if self.lock_memory:
             result += ["--lock-memory"]
-        if self.spin_us:
+        if self.spin_us >= 0:
             result += ["--spin-us", str(self.spin_us)]
         return result
 
