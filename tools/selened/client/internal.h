@@ -400,6 +400,18 @@ void selene_credit_arrived(struct selene_session *s, const struct qos_wire *wire
 void selene_relay_done(struct selene_session *s, struct memory *m);
 int selene_relay_push(struct selene_session *s, struct memory *m, uint64_t slice, uint32_t length, uint32_t kind);
 
+/* remote.c: remote_lock held, unless it says otherwise */
+struct remote *selene_remote_of(struct selene_session *s, uint64_t id);
+bool selene_remote_busy(struct selene_session *s, const struct remote *r); /* sinks still have datagrams of it */
+void selene_credit_note(struct remote *r, uint32_t value);
+void selene_credit_taken(struct selene_session *s, struct remote *r, uint32_t value); /* needs no lock */
+void selene_item_taken(struct selene_session *s, struct item *item);
+/* Tell a remote source how far we are. */
+void selene_credit_send(struct selene_session *s, struct remote *remote, uint16_t flags);
+void selene_accept_update(struct selene_session *s, struct selene_sink *sink, const struct selene_accept *accept);
+void selene_pair(struct selene_session *s); /* remote_lock held: connect the socket if there is but one peer */
+void selene_remotes_forget(struct selene_session *s, struct selene_sink *sink);
+
 /* receive.c */
 int selene_receive(struct selene_session *s, uint64_t timeout_ns);                    /* the caller is the receiver */
 bool selene_receiver_enter(struct selene_session *s, const struct selene_sink *sink); /* of the caller, or NULL */
@@ -408,12 +420,6 @@ void selene_receiver_leave(struct selene_session *s);
 void selene_receiver_nudge(struct selene_session *s);
 void selene_next_turn(struct selene_session *s);
 void selene_item_drop(struct selene_session *s, struct item *item);
-void selene_item_taken(struct selene_session *s, struct item *item);
-/* Tell a remote source how far we are. */
-void selene_credit_send(struct selene_session *s, struct remote *remote, uint16_t flags);
-void selene_accept_update(struct selene_session *s, struct selene_sink *sink, const struct selene_accept *accept);
-void selene_pair(struct selene_session *s); /* remote_lock held: connect the socket if there is but one peer */
-void selene_remotes_forget(struct selene_session *s, struct selene_sink *sink);
 int selene_receive_init(struct selene_session *s);
 void selene_receive_free(struct selene_session *s);
 

@@ -6,12 +6,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "datapath/shm.h"
 #include "packet.h"
 
 #define SOCKET_WAIT_MS 200
-
-_Static_assert(sizeof(struct selene_edge) <= SELENE_EDGE_RINGS, "the head of an edge fits in front of its rings");
-_Static_assert(SELENE_EDGE_RINGS % QOS_CACHE_LINE == 0, "rings are cache-line aligned");
 
 static unsigned bucket(uint64_t source, uint64_t sink)
 {
@@ -21,16 +19,14 @@ static unsigned bucket(uint64_t source, uint64_t sink)
 /* Formatted and sealed memory for an edge, or a negative errno. */
 static int create_memory(uint32_t depth)
 {
-    size_t forward = qos_ring_size(2 * depth), size = SELENE_EDGE_RINGS + forward + qos_ring_size(depth);
+    size_t size = qos_shm_size(depth);
     int fd = dp_memfd_create("selene-edge", size);
     if (fd < 0)
         return fd;
     int rc = -ENOMEM;
-    uint8_t *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (base != MAP_FAILED) {
-        rc = qos_ring_init(base + SELENE_EDGE_RINGS, 2 * depth);
-        if (rc == 0)
-            rc = qos_ring_init(base + SELENE_EDGE_RINGS + forward, depth);
+        rc = qos_shm_init(base, depth);
         munmap(base, size);
     }
     if (rc == 0)

@@ -388,15 +388,6 @@ struct selene_bell {
     uint32_t bell; /* incremented and woken when a sink of this session's sources sleeps on it */
 };
 
-/* Start of an edge memfd; the forward ring is at SELENE_EDGE_RINGS, the release ring follows it. */
-#define SELENE_EDGE_RINGS 256
-struct selene_edge {
-    uint32_t waiting; /* written by the sink: 0 running; 1 asleep on the producer's bell; 2 asleep on its eventfd */
-    uint8_t pad0[60];
-    uint32_t closed; /* 1: the source is closed; what is in the ring is still delivered */
-    uint8_t pad1[60];
-    uint64_t dropped; /* written by the source: messages not given to this sink because it is slow */
-    uint8_t pad2[56];
-};
+/* An edge's memory is laid out as datapath/shm.h says. */
 
 #endif
