@@ -24,7 +24,7 @@ def load(name: str) -> click.Command:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     if name not in scripts:
         sys.exit(f"{name}: no such command, accepted {', '.join(scripts)}\n{USAGE}")
-    # What is installed comes first (selened needs its compiled module); else packages of a tool lie in the tool's folder.
+    # What is installed comes first (selened needs its compiled module), then the packages in the folders of the tools.
     sys.path += [str(ROOT), *(str(folder) for folder in sorted((ROOT / "tools").glob("*")) if folder.is_dir())]
     module, _, attribute = scripts[name].partition(":")
     command = getattr(getattr(importlib.import_module(module), attribute), "command", None)
