@@ -7,42 +7,23 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from libqos import rpc
+from tests.waiting import TIMEOUT_S as TIMEOUT_S
+from tests.waiting import free_port as free_port
+from tests.waiting import wait_until as wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 BIN: Final = Path(sys.executable).parent
-TIMEOUT_S: Final = 20.0
 TOPIC: Final = "test/topic"
-
-
-def free_port() -> int:
-    """A port that is free for UDP and TCP on loopback."""
-    while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
-            udp.bind(("127.0.0.1", 0))
-            port: int = udp.getsockname()[1]
-            with contextlib.suppress(OSError):
-                tcp.bind(("127.0.0.1", port))
-                return port
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"waited in vain for {what}")
-        time.sleep(0.01)
 
 
 class Command:

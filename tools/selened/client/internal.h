@@ -132,7 +132,6 @@ struct remote {
     uint64_t id;
     struct qos_address address;
     bool relayed;
-    bool reliable;
     uint64_t closed_ns; /* 0: announced */
     uint32_t window;
     uint32_t seen; /* highest credit value received */

@@ -69,9 +69,6 @@ enum selene_type {
     SELENE_O_ACCEPT = 103,
     SELENE_O_STATS = 104,
     SELENE_O_STOP = 105,
-    SELENE_O_SWEEP =
-        106, /* end every edge, route and accept that was not ordered (again) since the last O_HELLO; an order for
-                           * something that exists replaces it */
     /* selened-dp -> selened; refusals are SELENE_S_ERROR, agreement SELENE_S_OK */
     SELENE_E_READY = 128,
     SELENE_E_SESSION_GONE = 129, /* pushed */
@@ -289,7 +286,7 @@ struct selene_ready {
     uint32_t host; /* random, chosen by this datapath process: the upper half of every source id */
     uint32_t pid;
     uint32_t sessions; /* alive */
-    uint32_t flags;    /* 1: it has its UDP socket; 2: it knows SELENE_RESUME in O_SESSION; 4: it knows O_SWEEP */
+    uint32_t flags;    /* 1: it has its UDP socket; 2: it knows SELENE_RESUME in O_SESSION */
     char version[64];
 };
 

@@ -10,6 +10,7 @@ into slices); `_life` only while counters are read or the pointer is taken away,
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 SLICE_NS: Final = 100_000_000  # no call waits longer in C, where Ctrl-C cannot reach it
 
 
-class Endpoint:
+class Endpoint(ABC):
     """A source or a sink of a stream."""
 
     _kind: ClassVar[str]
@@ -112,13 +113,14 @@ class Endpoint:
     def _closed(self) -> SeleneError:
         return closed(self._kind)
 
+    @abstractmethod
     def _take_back(self, pointer: Any, buffer: Any) -> None:
         """Return one borrowed buffer to libselene; with the lock held."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _finish(self, pointer: Any) -> None:
         """The last calls before close, with the lock held."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _close_pointer(self, pointer: Any) -> None:
-        raise NotImplementedError
+        """Close it in libselene, with no lock held."""

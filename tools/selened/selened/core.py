@@ -103,8 +103,6 @@ class Core:
         log.info("%d of %d sessions came back", len(self.clients), self.datapath.sessions)
         self.grace_over.set()
         await self.settle()
-        if self.datapath.can_sweep:
-            await self._order([self.datapath.order("selene_order", lib.SELENE_O_SWEEP)], "sweep")
 
     def _complete(self) -> bool:
         """Whether everybody seems to be back. A client says again what it has, request by request, and does not say

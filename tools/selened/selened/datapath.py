@@ -36,7 +36,6 @@ _ANSWER_S: Final = 5.0
 _QUEUE: Final = 16384
 _HAS_SOCKET: Final = 1  # bits of E_READY.flags
 _CAN_RESUME: Final = 2
-_CAN_SWEEP: Final = 4
 
 
 class DatapathError(QosError):
@@ -72,7 +71,6 @@ class Datapath:
         self.sessions = 0  # alive when we connected
         self.has_socket = False
         self.can_resume = False
-        self.can_sweep = False
         self._on_session_gone = on_session_gone
         self._on_lost = on_lost
         self._connection: Connection | None = None
@@ -105,7 +103,6 @@ class Datapath:
         self.host, self.version, self.sessions = ready.host, wire.text_of(ready.version), ready.sessions
         self.has_socket = bool(ready.flags & _HAS_SOCKET)
         self.can_resume = bool(ready.flags & _CAN_RESUME)
-        self.can_sweep = bool(ready.flags & _CAN_SWEEP)
 
     def _dial(self) -> socket.socket | None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
