@@ -36,7 +36,7 @@ void qos_spin_yield(struct qos_spin *spin)
 int qos_futex_wait(const _Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns)
 {
     struct timespec ts = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
-    long rc = syscall(SYS_futex, word, FUTEX_WAIT, value, &ts, NULL, 0);
+    long rc = syscall(SYS_futex, word, FUTEX_WAIT, value, timeout_ns == UINT64_MAX ? NULL : &ts, NULL, 0);
     return rc < 0 ? -errno : 0;
 }
 

@@ -55,7 +55,7 @@ static inline void qos_spin_step(struct qos_spin *spin)
 }
 
 /* Futexes shared between processes. wait: 0 woken, -EAGAIN (the word is not `value`), -ETIMEDOUT, -EINTR. The word may be mapped
- * read-only. wake: how many were woken. */
+ * read-only; a time-out of UINT64_MAX is none. wake: how many were woken. */
 int qos_futex_wait(const _Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns);
 int qos_futex_wake(const _Atomic uint32_t *word, int count);
 

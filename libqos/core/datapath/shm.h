@@ -4,8 +4,9 @@
  * a release ring, and nothing is copied. Layout of the link's memory (a sealed memfd that the daemon made):
  *
  *   0    waiting   0 the consumer runs; 1 it sleeps on the producer's bell; 2 it sleeps on its eventfd; 3 it never sleeps, so that the
- *                  producer need not order its words before this look
+ *                  producer need not order its words before this look; 4 it sleeps on this word
  *   64   closed    1: the source is closed; what is in the ring is still delivered
+ *   68   alone     1: the source has no other consumer, so that nothing is gained by its bell
  *   128  dropped   messages the producer did not give to this consumer because it is slow
  *   256  forward ring, 2 * depth words: slice, then length | low 32 bits of the sequence << 32
  *   ...  release ring, depth words: slices
@@ -23,11 +24,12 @@
 #define QOS_SHM_MAX_DEPTH 65536u
 #define QOS_SHM_RINGS 256
 
-enum qos_shm_waiting { QOS_SHM_AWAKE = 0, QOS_SHM_ON_BELL = 1, QOS_SHM_ON_FD = 2, QOS_SHM_SPINS = 3 };
+enum qos_shm_waiting { QOS_SHM_AWAKE = 0, QOS_SHM_ON_BELL = 1, QOS_SHM_ON_FD = 2, QOS_SHM_SPINS = 3, QOS_SHM_ON_LINK = 4 };
 
 struct qos_shm_link {
     _Atomic uint32_t waiting;
     _Alignas(QOS_CACHE_LINE) _Atomic uint32_t closed;
+    _Atomic uint32_t alone;
     _Alignas(QOS_CACHE_LINE) _Atomic uint64_t dropped;
     _Alignas(QOS_CACHE_LINE) uint8_t rings[QOS_CACHE_LINE];
 };

@@ -150,6 +150,8 @@ static void publish(struct selene_source *source)
         how = qos_exchange_acq_rel(&edge->shm.link->waiting, QOS_SHM_AWAKE);
         if (how == QOS_SHM_ON_BELL) {
             bell = true;
+        } else if (how == QOS_SHM_ON_LINK) {
+            qos_futex_wake(&edge->shm.link->waiting, 1);
         } else if (how == QOS_SHM_ON_FD) {
             uint64_t one = 1;
             ssize_t ignored = write(edge->event_fd, &one, sizeof one);

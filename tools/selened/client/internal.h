@@ -224,7 +224,7 @@ struct selene_source {
 };
 
 /* How a sink's thread sleeps, so that others know how to wake it. */
-enum sleeping { AWAKE = 0, SLEEP_TURN = 1, SLEEP_FD = 2, SLEEP_BELL = 3, SLEEP_RECEIVER = 4 };
+enum sleeping { AWAKE = 0, SLEEP_TURN = 1, SLEEP_FD = 2, SLEEP_BELL = 3, SLEEP_RECEIVER = 4, SLEEP_LINK = 5 };
 
 struct selene_sink {
     struct selene_sink *next;

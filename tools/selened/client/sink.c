@@ -125,10 +125,16 @@ void selene_sink_wake(struct selene_sink *sink)
         signal_fd(sink->event_fd);
     selene_sink_notify(sink);
     uint32_t how = qos_load_relaxed(&sink->sleeping);
-    if (how == SLEEP_BELL)
+    if (how == SLEEP_BELL) {
         qos_futex_wake(qos_load_relaxed(&sink->bell), INT_MAX);
-    else if (how == SLEEP_RECEIVER)
+    } else if (how == SLEEP_LINK) {
+        /* it sleeps without a time-out: the word changes first, so that this cannot come between its look and its sleep */
+        _Atomic uint32_t *word = &sink->edges[0]->shm.link->waiting;
+        qos_store_release(word, QOS_SHM_AWAKE);
+        qos_futex_wake(word, 1);
+    } else if (how == SLEEP_RECEIVER) {
         selene_receiver_nudge(sink->session);
+    }
 }
 
 /* ---- Life ---- */

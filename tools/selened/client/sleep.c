@@ -2,12 +2,12 @@
  *
  * How a sink's thread sleeps. The cheapest way that covers all a message may come from:
  *
- *   one local source, nothing remote   on the bell of the producer: it wakes all its sinks with one call
+ *   one local source, nothing remote   the source's only sink on its link; several on the bell, so that one call wakes them all
  *   only remote sources                as the receiver, in the kernel's receive call; or behind the one that is
  *   anything else                      poll over the sink's eventfd, the socket and the doorbell
  *
- * Each sleep is preceded by a fence and a look, and each waker looks after a fence: one of the two sees the other. Nobody sleeps longer
- * than 100 ms at a time.
+ * Each sleep is preceded by a fence and a look, and each waker looks after a fence: one of the two sees the other. But for the
+ * first, nobody sleeps longer than 100 ms at a time.
  */
 #include <poll.h>
 #include <sys/socket.h>
@@ -29,10 +29,24 @@ static void sleep_on_bell(struct selene_sink *sink, uint64_t timeout_ns)
     uint32_t before = qos_load_relaxed(bell);
     qos_store_relaxed(&sink->sleeping, SLEEP_BELL);
     selene_edges_wait(sink, QOS_SHM_ON_BELL);
-    qos_fence_seq_cst(); /* pairs with the fence in source.c's wake_sinks */
+    qos_fence_seq_cst(); /* pairs with the fence in emit.c's publish */
     if (!selene_sink_ready(sink))
         (void)qos_futex_wait(bell, before, timeout_ns);
     selene_edges_wait(sink, QOS_SHM_AWAKE);
+    qos_store_relaxed(&sink->sleeping, AWAKE);
+}
+
+/* The kernel looks up a word that is mapped read-only, as the bell is, twice; and a timer costs as much again. So the only sink of a
+ * source sleeps on its link, and without a time-out if it can: whoever wakes it changes the word first. */
+static void sleep_on_link(struct selene_sink *sink, uint64_t timeout_ns)
+{
+    _Atomic uint32_t *word = &sink->edges[0]->shm.link->waiting;
+    qos_store_relaxed(&sink->sleeping, SLEEP_LINK);
+    qos_store_relaxed(word, QOS_SHM_ON_LINK);
+    qos_fence_seq_cst(); /* pairs with the fences in publish and selene_sink_wake */
+    if (!selene_sink_ready(sink) && qos_load_relaxed(&sink->remotes) == 0)
+        (void)qos_futex_wait(word, QOS_SHM_ON_LINK, timeout_ns);
+    qos_store_relaxed(word, QOS_SHM_AWAKE);
     qos_store_relaxed(&sink->sleeping, AWAKE);
 }
 
@@ -93,15 +107,16 @@ static void sleep_on_fds(struct selene_sink *sink, uint64_t timeout_ns)
 
 void selene_sink_sleep(struct selene_sink *sink, uint64_t timeout_ns)
 {
-    if (timeout_ns > SLICE_SLEEP_NS)
-        timeout_ns = SLICE_SLEEP_NS;
-    bool remote = qos_load_relaxed(&sink->remotes) > 0;
-    if (!remote && sink->edge_count == 1)
-        sleep_on_bell(sink, timeout_ns);
+    bool remote = qos_load_relaxed(&sink->remotes) > 0, one = !remote && sink->edge_count == 1;
+    uint64_t slice_ns = timeout_ns < SLICE_SLEEP_NS ? timeout_ns : SLICE_SLEEP_NS;
+    if (one && qos_load_relaxed(&sink->edges[0]->shm.link->alone))
+        sleep_on_link(sink, timeout_ns);
+    else if (one)
+        sleep_on_bell(sink, slice_ns);
     else if (!remote || sink->edge_count > 0)
-        sleep_on_fds(sink, timeout_ns);
+        sleep_on_fds(sink, slice_ns);
     else if (selene_receiver_enter(sink->session, sink))
-        sleep_as_receiver(sink, timeout_ns);
+        sleep_as_receiver(sink, slice_ns);
     else
-        sleep_behind_receiver(sink, timeout_ns);
+        sleep_behind_receiver(sink, slice_ns);
 }

@@ -156,6 +156,8 @@ void selene_source_apply(struct selene_source *source)
             edge_reclaim(source, edge);
             source->edges[i--] = source->edges[--source->edge_count];
         }
+        for (uint32_t i = 0; i < source->edge_count; i++)
+            qos_store_relaxed(&source->edges[i]->shm.link->alone, source->edge_count == 1);
         if (source->new_route)
             route_replace(source);
         counters_at(source);
