@@ -20,6 +20,8 @@
 #define QOS_SPIN_LOOKS 4096u /* looks without success before a spinner that is alone yields to make sure that it is */
 #define QOS_YIELD_LONG_NS 1500u
 #define QOS_YIELD_SHORT_RUN 16u
+#define QOS_COURTESY_MAX_NS 50000u
+#define QOS_COURTESY_BACKOFF 8192u
 
 /* Processors this thread may run on, at least 1. */
 uint32_t qos_wait_processors(void);
@@ -52,6 +54,31 @@ static inline void qos_spin_step(struct qos_spin *spin)
         qos_spin_yield(spin);
     else if (spin->looks < QOS_SPIN_GENTLE || spin->looks >= QOS_SPIN_EAGER)
         qos_cpu_relax();
+}
+
+/* Whether whoever is waited for runs when we yield. Two that share a processor and answer each other then need neither sleep nor wake.
+ * A yield that brought nothing, or that let somebody else run for long, is tried again only after a growing number of waits. */
+struct qos_courtesy {
+    uint32_t skip, backoff;
+};
+
+static inline bool qos_courtesy_due(struct qos_courtesy *c)
+{
+    if (QOS_LIKELY(c->skip > 0)) {
+        c->skip--;
+        return false;
+    }
+    return true;
+}
+
+/* What came of a yield that took `took_ns`. */
+static inline void qos_courtesy_learn(struct qos_courtesy *c, bool paid, uint64_t took_ns)
+{
+    if (paid && took_ns < QOS_COURTESY_MAX_NS)
+        c->backoff = 0;
+    else if (c->backoff < QOS_COURTESY_BACKOFF)
+        c->backoff = c->backoff * 2 + 1;
+    c->skip = c->backoff;
 }
 
 /* Futexes shared between processes. wait: 0 woken, -EAGAIN (the word is not `value`), -ETIMEDOUT, -EINTR. The word may be mapped

@@ -107,6 +107,35 @@ static void test_many_short_yields_tell_that_it_no_longer_is(void)
     CHECK_EQ(step(&spin, 100, 0), 0);
 }
 
+/* Waits until the next yield is tried. */
+static uint32_t waits(struct qos_courtesy *c)
+{
+    uint32_t n = 0;
+    while (!qos_courtesy_due(c))
+        n++;
+    return n;
+}
+
+static void test_a_yield_that_pays_is_done_again_and_one_in_vain_ever_less(void)
+{
+    struct qos_courtesy c = {0};
+    CHECK_EQ(waits(&c), 0);
+    qos_courtesy_learn(&c, true, 1000);
+    CHECK_EQ(waits(&c), 0);
+    uint32_t before = 0;
+    for (int i = 0; i < 20; i++) {
+        qos_courtesy_learn(&c, false, 1000);
+        uint32_t n = waits(&c);
+        CHECK(n > before || (n == before && n >= QOS_COURTESY_BACKOFF));
+        before = n;
+    }
+    qos_courtesy_learn(&c, true, 1000);
+    CHECK_EQ(waits(&c), 0);
+    /* somebody else had the processor for long: it pays no more than to sleep */
+    qos_courtesy_learn(&c, true, QOS_COURTESY_MAX_NS);
+    CHECK_EQ(waits(&c), 1);
+}
+
 /* ---- Two spinners on one processor: each turn needs the other to be given the processor. ---- */
 
 #define TURNS 20000u
@@ -264,6 +293,7 @@ int main(void)
     CHECK_RUN(test_a_spinner_that_is_alone_yields_now_and_then);
     CHECK_RUN(test_a_long_yield_tells_that_the_processor_is_shared);
     CHECK_RUN(test_many_short_yields_tell_that_it_no_longer_is);
+    CHECK_RUN(test_a_yield_that_pays_is_done_again_and_one_in_vain_ever_less);
     CHECK_RUN(test_two_spinners_share_a_processor);
     CHECK_RUN(test_a_wait_ends_at_its_time_out);
     CHECK_RUN(test_a_wait_for_what_has_happened_does_not_sleep);

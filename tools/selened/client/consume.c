@@ -4,6 +4,7 @@
  */
 #include <endian.h>
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -221,6 +222,18 @@ static int arm(struct selene_sink *sink, selene_buffer *buffer)
     return look(sink, buffer);
 }
 
+/* Before sleeping, let whoever may answer us run, if that has helped before. Whether something has come. */
+static bool courtesy(struct selene_sink *sink)
+{
+    if (sink->edge_count == 0 || !qos_courtesy_due(&sink->courtesy))
+        return false;
+    uint64_t before = qos_clock_stamp_ns();
+    sched_yield();
+    bool paid = selene_sink_ready(sink);
+    qos_courtesy_learn(&sink->courtesy, paid, qos_clock_stamp_ns() - before);
+    return paid;
+}
+
 static int consume(struct selene_sink *sink, int flags, uint64_t timeout_ns, selene_buffer *buffer)
 {
     if (sink->callback)
@@ -242,9 +255,10 @@ static int consume(struct selene_sink *sink, int flags, uint64_t timeout_ns, sel
     uint64_t begin = timeout_ns == UINT64_MAX ? 0 : qos_clock_monotonic_ns(), passed = 0;
     qos_spin_start(&sink->spinner);
     for (uint32_t looks = 1;; looks++) {
-        if (!sink->spin)
-            selene_sink_sleep(sink, timeout_ns - passed);
-        else if (sink->spinner.shared)
+        if (!sink->spin) {
+            if (!courtesy(sink))
+                selene_sink_sleep(sink, timeout_ns - passed);
+        } else if (sink->spinner.shared)
             ;
         else if (qos_load_relaxed(&sink->remotes) == 0)
             spin_local(sink);

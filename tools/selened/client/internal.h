@@ -240,6 +240,7 @@ struct selene_sink {
     _Atomic bool armed;
     bool spin;
     struct qos_spin spinner;
+    struct qos_courtesy courtesy;
     /* own thread */
     struct edge_in **edges;
     uint32_t edge_count, edge_room, edge_turn;
