@@ -24,7 +24,13 @@
 #define QOS_SHM_MAX_DEPTH 65536u
 #define QOS_SHM_RINGS 256
 
-enum qos_shm_waiting { QOS_SHM_AWAKE = 0, QOS_SHM_ON_BELL = 1, QOS_SHM_ON_FD = 2, QOS_SHM_SPINS = 3, QOS_SHM_ON_LINK = 4 };
+enum qos_shm_waiting {
+    QOS_SHM_AWAKE = 0,
+    QOS_SHM_ON_BELL = 1,
+    QOS_SHM_ON_FD = 2,
+    QOS_SHM_SPINS = 3,
+    QOS_SHM_ON_LINK = 4
+};
 
 struct qos_shm_link {
     _Atomic uint32_t waiting;
