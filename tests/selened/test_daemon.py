@@ -144,14 +144,38 @@ def test_systemd_is_told_and_the_watchdog_fed(make_daemon: Any, tmp_path: Path, 
 
 def test_a_datapath_process_that_dies_is_replaced_and_its_clients_are_let_go(daemon: Any, until: Any) -> None:
     client = daemon.client()
-    pid, host = daemon.datapath_pid(), client.welcome.host
+    pid = daemon.datapath_pid()
     os.kill(pid, signal.SIGKILL)
     assert client.receive() == b""
     until(lambda: daemon.datapath_pid() != pid, "another datapath process")
     again = daemon.client()
-    assert again.welcome.host != host
     again.stream()
     assert again.source(1).id >> 32 == again.welcome.host
+
+
+def test_endpoints_have_their_ids_again_after_the_datapath_process_died(daemon: Any, until: Any) -> None:
+    client = daemon.client()
+    client.stream()
+    source, sink = client.source(1).id, client.sink(1).id
+    pid = daemon.datapath_pid()
+    os.kill(pid, signal.SIGKILL)
+    assert client.receive() == b""
+    until(lambda: daemon.datapath_pid() != pid, "another datapath process")
+    again = daemon.client()
+    again.stream()
+    assert again.sink(1, id=source).id not in (source, sink), "what was a source is none of a sink"
+    assert again.source(2, id=source).id not in (source, sink), "nor is that of another channel"
+    assert again.source(1, id=source).id == source
+    assert again.sink(1, id=sink).id == sink
+    assert again.source(1, id=source, index=99).id != source, "once"
+
+
+def test_a_datapath_process_that_is_killed_again_and_again_is_replaced_each_time(daemon: Any, until: Any) -> None:
+    for _ in range(8):
+        pid = daemon.datapath_pid()
+        os.kill(pid, signal.SIGKILL)
+        until(lambda old=pid: daemon.datapath_pid() not in (0, old), "another datapath process")
+    daemon.client()
 
 
 def test_a_datapath_process_outlives_a_killed_daemon_and_is_adopted(daemon: Any) -> None:

@@ -158,8 +158,11 @@ def test_a_new_datapath_process_replaces_what_the_old_one_announced(peers: Any, 
     source = sender.source(5)
     until(lambda: right.info("peer")[0]["sources"] == 1, "the source")
     os.kill(left.datapath_pid(), signal.SIGKILL)
-    until(lambda: right.info("peer")[0]["host"] not in (None, f"{source.id >> 32:08x}"), "the new host id")
-    assert right.info("peer")[0]["sources"] == 0
+    until(lambda: right.info("peer")[0]["sources"] == 0, "the withdrawal of what is no more")
+    assert right.info("peer")[0]["host"] == f"{source.id >> 32:08x}", "the host keeps its id"
+    again = client_of(left)
+    assert again.source(5, id=source.id).id == source.id
+    until(lambda: right.info("peer")[0]["sources"] == 1, "the source")
 
 
 def test_a_peer_that_stays_away_is_withdrawn(peers: Any, until: Any) -> None:

@@ -5,14 +5,13 @@
 #include "random.h"
 
 struct flow {
-    uint64_t expected, seen;
-    bool started;
+    struct sequence of;
     struct selene_counters c;
 };
 
 static enum sequence_verdict take(struct flow *f, uint64_t sequence)
 {
-    return selene_sequence(&f->expected, &f->seen, &f->started, sequence, &f->c);
+    return selene_sequence(&f->of, sequence, &f->c);
 }
 
 /* A flow of which 1000 messages came, 0 to 999. */
@@ -34,7 +33,7 @@ static void check_counts(const struct flow *f, uint64_t lost, uint64_t duplicate
 static void test_messages_in_order_count_nothing(void)
 {
     struct flow f = flow_of_1000();
-    CHECK_EQ(f.expected, 1000);
+    CHECK_EQ(f.of.expected, 1000);
     check_counts(&f, 0, 0, 0);
 }
 
@@ -134,10 +133,10 @@ static uint8_t arrived[MODEL_MESSAGES];
 
 static enum sequence_verdict model_take(struct flow *f, uint64_t sequence)
 {
-    uint64_t newest = f->expected - 1;
+    uint64_t newest = f->of.expected - 1;
     if (sequence > newest) {
         f->c.lost += sequence - newest - 1;
-        f->expected = sequence + 1;
+        f->of.expected = sequence + 1;
         arrived[sequence] = 1;
         return SEQUENCE_NEW;
     }
@@ -155,7 +154,7 @@ static void test_any_order_agrees_with_a_model(void)
 {
     for (uint64_t seed = 1; seed <= 20; seed++) {
         struct random r = {seed};
-        struct flow f = {0}, model = {.expected = MODEL_FIRST + 1};
+        struct flow f = {0}, model = {.of.expected = MODEL_FIRST + 1};
         memset(arrived, 0, sizeof arrived);
         memset(arrived, 1, MODEL_FIRST + 1);
         CHECK_EQ(take(&f, MODEL_FIRST), SEQUENCE_NEW);
@@ -170,7 +169,7 @@ static void test_any_order_agrees_with_a_model(void)
                 printf("    seed %" PRIu64 ", sequence %" PRIu64 "\n", seed, sequence);
                 return;
             }
-            newest = f.expected - 1;
+            newest = f.of.expected - 1;
         }
         check_counts(&f, model.c.lost, model.c.duplicated, model.c.reordered);
         CHECK(f.c.reordered > 100 && f.c.duplicated > 100 && f.c.lost > 0);

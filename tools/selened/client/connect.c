@@ -217,7 +217,10 @@ int selene_connect(struct selene_session *s)
     s->host = w.host;
     s->direct = m->udp != NULL;
     s->paired = s->coalescing = false;
-    s->counters = (struct selene_counters *)((uint8_t *)m->page + SELENE_PAGE_COUNTERS);
+    struct selene_counters *counters = (struct selene_counters *)((uint8_t *)m->page + SELENE_PAGE_COUNTERS);
+    if (s->counters)
+        *counters = *s->counters;
+    s->counters = counters;
     struct memory *old = s->memory;
     s->memory = m;
     pthread_mutex_unlock(&s->remote_lock);

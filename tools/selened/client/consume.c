@@ -68,16 +68,17 @@ static int next_local(struct selene_sink *sink, selene_buffer *out)
                 count(&sink->counters->refused, 1);
                 qos_store_relaxed(&edge->gone, true);
             }
-            if (QOS_UNLIKELY(qos_load_relaxed(&edge->gone)))
+            if (QOS_UNLIKELY(qos_load_relaxed(&edge->gone) && (edge->held == 0 || sink->postponed)))
                 qos_store_relaxed(&sink->changed, true);
             if (++sink->edge_turn >= sink->edge_count)
                 sink->edge_turn = 0;
             continue;
         }
-        uint64_t sequence = edge->started
-                                ? edge->expected + (uint64_t)(int64_t)(int32_t)(m.sequence - (uint32_t)edge->expected)
+        struct sequence *of = &edge->flow->sequence;
+        uint64_t sequence = of->started
+                                ? of->expected + (uint64_t)(int64_t)(int32_t)(m.sequence - (uint32_t)of->expected)
                                 : header_u64(m.data, 32);
-        (void)selene_sequence(&edge->expected, &edge->seen, &edge->started, sequence, sink->counters);
+        (void)selene_sequence(of, sequence, sink->counters);
         edge->held++;
         *out = (selene_buffer){.data = (void *)(uintptr_t)m.data,
                                .size = m.length,
@@ -133,8 +134,7 @@ static int next_remote(struct selene_sink *sink, selene_buffer *out)
         }
         struct inflow *flow = sink->current.inflow;
         uint64_t sequence = item->wire.sequence + sink->current_index++;
-        if (selene_sequence(&flow->expected, &flow->seen, &flow->started, sequence, sink->counters) ==
-            SEQUENCE_DUPLICATE)
+        if (selene_sequence(&flow->sequence, sequence, sink->counters) == SEQUENCE_DUPLICATE)
             continue;
         /* with its last message the datagram's own reference is handed on */
         if (sink->current_index == item->wire.count)
@@ -337,7 +337,8 @@ static int release(struct selene_sink *sink, selene_buffer *buffer, struct edge_
                 edge = sink->edges[i];
         if (!edge || edge->held == 0)
             return selene_fail(-EINVAL, "this sink does not hold that buffer");
-        edge->held--;
+        if (QOS_UNLIKELY(--edge->held == 0 && qos_load_relaxed(&edge->gone)))
+            qos_store_relaxed(&sink->changed, true);
         (void)qos_shm_give_back(&edge->shm, buffer->token[1]);
         if (*seen && *seen != edge)
             qos_ring_publish(&(*seen)->shm.back);

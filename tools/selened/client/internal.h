@@ -93,16 +93,29 @@ struct edge_out {
     _Atomic bool gone; /* the sink is no more */
 };
 
+/* What has come of one source. */
+struct sequence {
+    uint64_t expected; /* next sequence number */
+    uint64_t seen;     /* bit i: expected - 1 - i arrived */
+    bool started;
+};
+
+/* What a sink knows of one local source, over all edges from it: after a restart of the datapath process it comes by another. */
+struct local_flow {
+    struct local_flow *next;
+    uint64_t source;
+    uint32_t edges;
+    struct sequence sequence;
+};
+
 struct edge_in {
     struct edge_in *next;
     uint64_t id, source, sink;
     struct qos_shm_consumer shm;
     struct pool_view *view;
+    struct local_flow *flow;
     _Atomic bool gone; /* no more will come */
     uint32_t held;     /* messages the application holds */
-    uint64_t expected; /* next sequence */
-    uint64_t seen;     /* bit i: sequence expected - 1 - i arrived */
-    bool started;
 };
 
 /* One received datagram. Shared by the sinks of the channel, and by the messages handed out of it. */
@@ -123,8 +136,7 @@ struct item {
 /* What one sink knows of one remote source. */
 struct inflow {
     struct selene_sink *sink;
-    uint64_t expected, seen;
-    bool started;
+    struct sequence sequence;
 };
 
 struct remote {
@@ -179,6 +191,7 @@ struct selene_stream {
 
 struct endpoint {
     uint64_t id;
+    bool named; /* the daemon has said that this is its id */
     uint64_t channel;
     char name[SELENE_MAX_NAME + 1];
     uint32_t index; /* of the counters */
@@ -244,6 +257,8 @@ struct selene_sink {
     /* own thread */
     struct edge_in **edges;
     uint32_t edge_count, edge_room, edge_turn;
+    struct local_flow *flows;
+    bool postponed; /* an edge in the inbox waits for the one before it to be empty */
     uint32_t held;
     struct memory *memory; /* whose page has the counters */
     struct pending current;
@@ -445,8 +460,7 @@ void selene_dispatch_stop(struct selene_session *s);
 
 /* sequence.c */
 enum sequence_verdict { SEQUENCE_NEW, SEQUENCE_LATE, SEQUENCE_DUPLICATE };
-enum sequence_verdict selene_sequence(uint64_t *expected, uint64_t *seen, bool *started, uint64_t sequence,
-                                      struct selene_counters *c);
+enum sequence_verdict selene_sequence(struct sequence *of, uint64_t sequence, struct selene_counters *c);
 
 static inline void count(uint64_t *counter, uint64_t n)
 {

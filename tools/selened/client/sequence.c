@@ -5,34 +5,31 @@
  */
 #include "internal.h"
 
-enum sequence_verdict selene_sequence(uint64_t *expected, uint64_t *seen, bool *started, uint64_t sequence,
-                                      struct selene_counters *c)
+enum sequence_verdict selene_sequence(struct sequence *of, uint64_t sequence, struct selene_counters *c)
 {
-    if (QOS_LIKELY(sequence == *expected && *started)) {
-        *expected = sequence + 1;
-        *seen = *seen << 1 | 1;
+    if (QOS_LIKELY(sequence == of->expected && of->started)) {
+        of->expected = sequence + 1;
+        of->seen = of->seen << 1 | 1;
         return SEQUENCE_NEW;
     }
-    if (!*started) {
+    if (!of->started) {
         /* whoever joins late has not lost what was before */
-        *started = true;
-        *expected = sequence + 1;
-        *seen = ~UINT64_C(0);
+        *of = (struct sequence){.expected = sequence + 1, .seen = ~UINT64_C(0), .started = true};
         return SEQUENCE_NEW;
     }
-    if (sequence > *expected) {
-        uint64_t gap = sequence - *expected;
+    if (sequence > of->expected) {
+        uint64_t gap = sequence - of->expected;
         count(&c->lost, gap);
-        *seen = gap >= 63 ? 1 : *seen << (gap + 1) | 1;
-        *expected = sequence + 1;
+        of->seen = gap >= 63 ? 1 : of->seen << (gap + 1) | 1;
+        of->expected = sequence + 1;
         return SEQUENCE_NEW;
     }
-    uint64_t age = *expected - 1 - sequence;
-    if (age >= 64 || (*seen >> age & 1)) {
+    uint64_t age = of->expected - 1 - sequence;
+    if (age >= 64 || (of->seen >> age & 1)) {
         count(&c->duplicated, 1);
         return SEQUENCE_DUPLICATE;
     }
-    *seen |= UINT64_C(1) << age;
+    of->seen |= UINT64_C(1) << age;
     count(&c->lost, UINT64_C(0) - 1);
     count(&c->reordered, 1);
     return SEQUENCE_LATE;

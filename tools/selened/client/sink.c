@@ -14,10 +14,40 @@
 
 #include "internal.h"
 
+#define IDLE_FLOWS 16 /* of how many local sources without an edge a sink remembers what has come */
+
 /* ---- What the service thread has left ---- */
+
+/* What is known of a source; of those without an edge only some are kept. session->lock held. */
+static struct local_flow *flow_of(struct selene_sink *sink, uint64_t source)
+{
+    struct local_flow **oldest = NULL;
+    uint32_t idle = 0;
+    for (struct local_flow **at = &sink->flows; *at; at = &(*at)->next) {
+        if ((*at)->source == source)
+            return *at;
+        if ((*at)->edges == 0) {
+            oldest = at;
+            idle++;
+        }
+    }
+    if (idle >= IDLE_FLOWS) {
+        struct local_flow *flow = *oldest;
+        *oldest = flow->next;
+        free(flow);
+    }
+    struct local_flow *flow = calloc(1, sizeof *flow);
+    if (flow) {
+        *flow = (struct local_flow){.next = sink->flows, .source = source};
+        sink->flows = flow;
+    }
+    return flow;
+}
 
 static void edge_close(struct selene_sink *sink, struct edge_in *edge)
 {
+    if (edge->flow)
+        edge->flow->edges--;
     qos_shm_consumer_close(&edge->shm);
     selene_view_drop(sink->session, edge->view);
     free(edge);
@@ -39,18 +69,50 @@ static void watch(struct selene_sink *sink)
 static void memory_take(struct selene_sink *sink)
 {
     struct memory *m = sink->session->memory;
+    struct selene_counters *counters =
+        (struct selene_counters *)((uint8_t *)m->page + SELENE_PAGE_COUNTERS) + sink->endpoint.index;
     if (sink->memory != m) {
+        if (sink->counters)
+            *counters = *sink->counters; /* what was counted stays so */
         selene_memory_hold(m);
         selene_memory_drop(sink->memory);
         sink->memory = m;
         if (sink->poll_fd >= 0)
             watch(sink);
     }
-    sink->counters = (struct selene_counters *)((uint8_t *)m->page + SELENE_PAGE_COUNTERS) + sink->endpoint.index;
+    sink->counters = counters;
     sink->counters->id = sink->endpoint.id;
     sink->counters->kind = 2;
     sink->counters->stream = sink->stream->options.stream;
     sink->counters->channel = sink->endpoint.channel;
+}
+
+/* Move the edge at the inbox's `at` to the sink's own; not yet if it follows one from the same source that still has messages:
+ * then 1. -ENOMEM. */
+static int attach(struct selene_sink *sink, struct edge_in **at)
+{
+    struct edge_in *edge = *at;
+    struct local_flow *flow = flow_of(sink, edge->source);
+    for (uint32_t i = 0; flow && flow->edges > 0 && i < sink->edge_count; i++)
+        if (sink->edges[i]->flow == flow && qos_shm_ready(&sink->edges[i]->shm) > 0)
+            return 1;
+    if (sink->edge_count == sink->edge_room) {
+        uint32_t room = sink->edge_room ? sink->edge_room * 2 : 4;
+        struct edge_in **edges = realloc(sink->edges, room * sizeof *edges);
+        if (!edges)
+            return -ENOMEM;
+        sink->edges = edges;
+        sink->edge_room = room;
+    }
+    if (!flow)
+        return -ENOMEM;
+    *at = edge->next;
+    edge->flow = flow;
+    flow->edges++;
+    sink->edges[sink->edge_count++] = edge;
+    if (sink->spin && sink->poll_fd < 0 && !sink->callback)
+        qos_store_relaxed(&edge->shm.link->waiting, QOS_SHM_SPINS);
+    return 0;
 }
 
 void selene_sink_apply(struct selene_sink *sink)
@@ -60,33 +122,28 @@ void selene_sink_apply(struct selene_sink *sink)
     if (!qos_exchange_acq_rel(&sink->changed, false))
         return;
     pthread_mutex_lock(&s->lock);
-    while (sink->inbox) {
-        struct edge_in *edge = sink->inbox;
-        if (sink->edge_count == sink->edge_room) {
-            uint32_t room = sink->edge_room ? sink->edge_room * 2 : 4;
-            struct edge_in **edges = realloc(sink->edges, room * sizeof *edges);
-            if (!edges)
-                break; /* tried again at the next change */
-            sink->edges = edges;
-            sink->edge_room = room;
-        }
-        sink->inbox = edge->next;
-        sink->edges[sink->edge_count++] = edge;
-        if (sink->spin && sink->poll_fd < 0 && !sink->callback)
-            qos_store_relaxed(&edge->shm.link->waiting, QOS_SHM_SPINS);
-    }
     for (uint32_t i = 0; i < sink->edge_count; i++) {
         struct edge_in *edge = sink->edges[i];
         if (!qos_load_acquire(&edge->gone))
             continue;
-        if (edge->held > 0 || qos_shm_ready(&edge->shm) > 0) {
-            qos_store_relaxed(&sink->changed, true); /* look again: what is in the ring is still delivered */
+        /* looked at again when there is nothing left of it: what is in the ring is still delivered */
+        if (edge->held > 0 || qos_shm_ready(&edge->shm) > 0)
             continue;
-        }
         count(&sink->counters->dropped,
               qos_load_relaxed(&edge->shm.link->dropped)); /* the edge's own count goes with it */
         edge_close(sink, edge);
         sink->edges[i--] = sink->edges[--sink->edge_count];
+    }
+    sink->postponed = false;
+    for (struct edge_in **at = &sink->inbox; *at;) {
+        int rc = attach(sink, at);
+        if (rc == 0)
+            continue;
+        if (rc > 0)
+            sink->postponed = true;
+        else
+            qos_store_relaxed(&sink->changed, true); /* tried again */
+        at = &(*at)->next;
     }
     memory_take(sink);
     pthread_mutex_unlock(&s->lock);
@@ -245,6 +302,11 @@ void selene_close_sink(selene_sink *sink)
     }
     for (uint32_t i = 0; i < sink->edge_count; i++)
         edge_close(sink, sink->edges[i]);
+    while (sink->flows) {
+        struct local_flow *flow = sink->flows;
+        sink->flows = flow->next;
+        free(flow);
+    }
     pthread_mutex_unlock(&s->lock);
     selene_dispatch_leave(s);
     if (!sink->callback && sink->event_fd >= 0)
@@ -267,9 +329,7 @@ void selene_sink_get_stats(const selene_sink *sink, selene_sink_stats *stats)
 {
     struct selene_session *s = sink->session;
     pthread_mutex_lock(&s->lock); /* the sink's thread changes its edges with it held */
-    /* not sink->counters: after a restart of the datapath process they point into the old page until that thread has looked */
-    const struct selene_counters *c =
-        (const struct selene_counters *)((uint8_t *)s->memory->page + SELENE_PAGE_COUNTERS) + sink->endpoint.index;
+    const struct selene_counters *c = sink->counters;
     *stats = (selene_sink_stats){c->messages,  c->bytes,   c->datagrams, c->lost, c->duplicated,
                                  c->reordered, c->dropped, c->refused,   0,       qos_load_relaxed(&sink->remotes)};
     for (uint32_t i = 0; i < sink->edge_count; i++) {

@@ -29,8 +29,11 @@ static void edge_reclaim(struct selene_source *source, struct edge_out *edge)
 
 static void counters_at(struct selene_source *source)
 {
-    source->counters =
+    struct selene_counters *counters =
         (struct selene_counters *)((uint8_t *)source->memory->page + SELENE_PAGE_COUNTERS) + source->endpoint.index;
+    if (source->counters && source->counters != counters)
+        *counters = *source->counters; /* what was counted stays so */
+    source->counters = counters;
     source->counters->id = source->endpoint.id;
     source->counters->kind = 1;
     source->counters->stream = source->stream->options.stream;
@@ -65,8 +68,8 @@ static int memory_replace(struct selene_source *source)
     source->new_memory = false;
     source->stale = false;
     pthread_mutex_unlock(&source->batch_lock);
-    selene_memory_drop(old);
     counters_at(source);
+    selene_memory_drop(old);
     return 0;
 }
 

@@ -24,7 +24,7 @@ struct dp_control {
     struct dp_memory memory;
     const char *path;
     uint32_t idle_exit_s;
-    uint32_t host; /* random, not 0 */
+    uint32_t host; /* 0 until it is opened: then random */
     int epoll_fd;
     int listen_fd;
     int signal_fd;

@@ -32,6 +32,7 @@ static const char usage[] =
     "  --cpu N            run the data thread on this CPU only\n"
     "  --lock-memory      keep memory in RAM\n"
     "  --spin-us N        look for work this long before sleeping, while it comes that fast (default 50; fifo, rr: 0)\n"
+    "  --host HEX         upper half of every id on this host, as a predecessor had it (default: random)\n"
     "  --idle-exit-s N    end after so long without controller and sessions (default 10)\n"
     "  --version, --help\n";
 
@@ -40,6 +41,7 @@ struct options {
     int ready_fd;
     bool lock_memory;
     uint32_t idle_exit_s;
+    uint32_t host;
     struct dp_settings settings;
 };
 
@@ -52,6 +54,7 @@ enum {
     OPTION_LOCK,
     OPTION_SPIN,
     OPTION_IDLE,
+    OPTION_HOST,
     OPTION_VERSION,
     OPTION_HELP
 };
@@ -65,6 +68,7 @@ static const struct option long_options[] = {
     {"lock-memory", no_argument, NULL, OPTION_LOCK},
     {"spin-us", required_argument, NULL, OPTION_SPIN},
     {"idle-exit-s", required_argument, NULL, OPTION_IDLE},
+    {"host", required_argument, NULL, OPTION_HOST},
     {"version", no_argument, NULL, OPTION_VERSION},
     {"help", no_argument, NULL, OPTION_HELP},
     {NULL, 0, NULL, 0},
@@ -81,6 +85,18 @@ static int number(const char *option, const char *text, long low, long high)
         exit(2);
     }
     return (int)value;
+}
+
+static uint32_t host_id(const char *text)
+{
+    char *end;
+    errno = 0;
+    unsigned long value = strtoul(text, &end, 16);
+    if (errno != 0 || end == text || *end != '\0' || value == 0 || value > UINT32_MAX) {
+        dp_log("error", "--host %s: 1 to ffffffff in hexadecimal is expected", text);
+        exit(2);
+    }
+    return (uint32_t)value;
 }
 
 static int sched_class(const char *text)
@@ -123,6 +139,9 @@ static void parse(int argc, char **argv, struct options *o)
             break;
         case OPTION_IDLE:
             o->idle_exit_s = (uint32_t)number("idle-exit-s", optarg, 0, 1000000);
+            break;
+        case OPTION_HOST:
+            o->host = host_id(optarg);
             break;
         case OPTION_VERSION:
             printf("selened-dp %s\n", QOS_VERSION);
@@ -210,6 +229,7 @@ int main(int argc, char **argv)
     control.data = &data;
     control.path = options.socket;
     control.idle_exit_s = options.idle_exit_s;
+    control.host = options.host;
     if (dp_control_open(&control, signal_fd) < 0) {
         dp_data_stop(&data);
         return 1;

@@ -19,7 +19,7 @@ from selened import wire
 from selened.datapath import Datapath, DatapathError
 from selened.mapping import BUILT_IN
 from selened.notices import Notices
-from selened.plans import DATAPATH, Accept, Dest, Route
+from selened.plans import DATAPATH, Accept, Dest, Key, Route
 from selened.routes import Changes, Router
 from selened.wire import Address, RefusedError, lib
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("selened")
 
 GRACE_S: Final = 2.0
+_FORMER: Final = 65536
 SILENCE_S: Final = 0.3
 # What may be answered when the other side of an order is on its way out.
 _GONE: Final = (errno.ENOENT, errno.ESRCH)
@@ -55,6 +56,7 @@ class Core:
         self.peers: Peers | None = None
         self.failed_edges: dict[int, RefusedError] = {}  # by endpoint, until its creator has looked
         self._edges: set[tuple[int, int]] = set()  # that the datapath process agreed to
+        self._former: dict[int, tuple[object, ...]] = {}  # endpoints of a datapath process that died
         self._last_id = 0
 
     @property
@@ -81,8 +83,23 @@ class Core:
         while True:
             self._last_id = self._last_id % 0xFFFFFFFF + 1
             endpoint = self.host << 32 | self._last_id
-            if endpoint not in self.router.endpoints:
+            if endpoint not in self.router.endpoints and endpoint not in self._former:
                 return endpoint
+
+    def remember(self) -> None:
+        """The datapath process died: who comes back may have his ids again, so that what was lost is seen as a gap."""
+        for client in self.clients.values():
+            for endpoint, item in client.endpoints.items():
+                self._former[endpoint] = (client.owner, item.kind, item.key)
+        for endpoint in list(self._former)[:-_FORMER]:
+            del self._former[endpoint]
+
+    def reclaim(self, endpoint: int, owner: int, kind: int, key: Key) -> bool:
+        """Whether this endpoint was this user's; then it is his again."""
+        if self._former.get(endpoint) != (owner, kind, key):
+            return False
+        del self._former[endpoint]
+        return True
 
     def edges_of(self, endpoint: int) -> int:
         """How many edges of an endpoint are in force."""

@@ -211,17 +211,16 @@ class Daemon:
             self._spawn(self._replace_datapath())
 
     async def _replace_datapath(self) -> None:
-        if time.monotonic() - self._started < _QUICK_S:
-            self._quick_failures += 1
-        else:
-            self._quick_failures = 0
+        lived = time.monotonic() - self._started
         try:
+            self.core.remember()
             await self._drop_clients("the datapath process ended; it is started again: connect again")
             await self.datapath.kill()
+            self._quick_failures = 0 if lived >= _QUICK_S else self._quick_failures + (not self.datapath.was_killed)
             if self._quick_failures >= _FAILURES:
                 raise DatapathError(f"selened-dp failed {_FAILURES} times, each within {_QUICK_S:g} s; see above")
             datapath = self._new_datapath()
-            await datapath.start(self.settings.datapath.arguments(), adopt=False)
+            await datapath.start(self.settings.datapath.arguments(), successor_of=self.datapath)
             self.datapath = datapath
             self._started = time.monotonic()
             receive_bytes = await self._listen_for_data(datapath)

@@ -77,14 +77,20 @@ class Datapath:
         self._child: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._number = 0
+        self._closed_by_itself = False
         self._answers: dict[int, asyncio.Future[tuple[bytes, Descriptors]]] = {}
         self._reader: asyncio.Task[None] | None = None
 
     # ---- Start and end ----
 
-    async def start(self, arguments: Sequence[str], *, adopt: bool = True) -> None:
-        """Adopt the process that listens at the path, or start one. Raises DatapathError."""
-        sock = self._dial() if adopt else None
+    async def start(self, arguments: Sequence[str], successor_of: Datapath | None = None) -> None:
+        """Adopt the process that listens at the path, or start one; as the successor of one that died, always a new one,
+        with its ids. Raises DatapathError."""
+        sock = None
+        if successor_of is None:
+            sock = self._dial()
+        else:
+            arguments = [*arguments, "--host", f"{successor_of.host:08x}"]
         self.adopted = sock is not None
         if sock is None:
             sock = await self._spawn(arguments)
@@ -174,6 +180,11 @@ class Datapath:
             os.close(self._pidfd)
             self._pidfd = -1
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether it ended by a SIGKILL that was not ours, which says nothing against the program."""
+        return self._closed_by_itself and (self._child is None or self._child.returncode == -signal.SIGKILL)
+
     def _signal(self, number: int) -> None:
         with contextlib.suppress(OSError):
             if self._pidfd >= 0:
@@ -243,6 +254,7 @@ class Datapath:
                 self._take(data, descriptors)
         except (OSError, QosError) as failure:
             reason = str(failure)
+        self._closed_by_itself = not connection.reason
         self._lose(connection.reason or reason)
 
     def _take(self, data: bytes, descriptors: Descriptors) -> None:

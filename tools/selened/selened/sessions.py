@@ -387,14 +387,15 @@ class Client:
                 await core.grace_over.wait()
             finally:
                 self._indices.discard(packet.index)
-        endpoint = packet.id if known else core.new_id()
+        kept = known or core.reclaim(packet.id, self.owner, kind, key)
+        endpoint = packet.id if kept else core.new_id()
         self.endpoints[endpoint] = LocalEndpoint(kind, packet.index, key, event_fd)
         self._indices.add(packet.index)
         if kind == SINK:
             depth = packet.depth or core.settings.edge_depth
             warning = core.router.add_sink(key, Endpoint(endpoint, self._session, depth), resumed=known)
         else:
-            epoch = max(1, packet.epoch) if known else 0
+            epoch = max(1, packet.epoch) if kept else 0
             warning = core.router.add_source(key, Endpoint(endpoint, self._session), epoch)
         core.warn_of_collision(warning)
         await core.settle()
