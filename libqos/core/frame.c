@@ -149,3 +149,15 @@ int qos_frame_next(const uint8_t *data, const struct qos_wire *wire, uint32_t *o
     *offset += whole < left ? whole : left;
     return 1;
 }
+
+uint32_t qos_frame_segment(const uint8_t *data, uint32_t size)
+{
+    struct qos_wire w;
+    if (qos_frame_decode(data, size, &w) < 0)
+        return size;
+    /* one that was sent alone ends with its last byte, one of a batch may be padded to a multiple of eight */
+    for (uint32_t at = QOS_WIRE_HEADER + w.length; at + QOS_WIRE_HEADER <= size; at = (at + 8) & ~7u)
+        if (qos_frame_decode(data + at, size - at < at ? size - at : at, &w) == 0)
+            return at;
+    return size;
+}

@@ -96,6 +96,9 @@ static inline uint32_t qos_frame_record_size(uint32_t length)
 int qos_frame_next(const uint8_t *data, const struct qos_wire *wire, uint32_t *offset, const uint8_t **payload,
                    uint32_t *length, uint32_t *delta_ns);
 
+/* What the kernel put together before coalescing was switched off comes out in one piece, and nothing says of how many: equal segments,
+ * each a datagram of ours, padded. The size of one; `size` if it is a plain datagram or none of ours. */
+uint32_t qos_frame_segment(const uint8_t *data, uint32_t size);
 /* Bytes of credit a datagram of `size` bytes costs. */
 static inline uint32_t qos_frame_cost(uint32_t size)
 {

@@ -53,6 +53,7 @@ int qos_shm_producer_open(struct qos_shm_producer *p, void *memory, uint32_t dep
 void qos_shm_producer_close(struct qos_shm_producer *p)
 {
     free(p->holds);
+    qos_store_release(&p->link->reclaimed, 1);
     munmap(p->link, p->size);
     p->link = NULL;
 }

@@ -7,6 +7,7 @@
  *                  producer need not order its words before this look; 4 it sleeps on this word
  *   64   closed    1: the source is closed; what is in the ring is still delivered
  *   68   alone     1: the source has no other consumer, so that nothing is gained by its bell
+ *   72   reclaimed 1: the producer has taken back all that the consumer held, and is done with this memory
  *   128  dropped   messages the producer did not give to this consumer because it is slow
  *   256  forward ring, 2 * depth words: slice, then length | low 32 bits of the sequence << 32
  *   ...  release ring, depth words: slices
@@ -36,6 +37,7 @@ struct qos_shm_link {
     _Atomic uint32_t waiting;
     _Alignas(QOS_CACHE_LINE) _Atomic uint32_t closed;
     _Atomic uint32_t alone;
+    _Atomic uint32_t reclaimed;
     _Alignas(QOS_CACHE_LINE) _Atomic uint64_t dropped;
     _Alignas(QOS_CACHE_LINE) uint8_t rings[QOS_CACHE_LINE];
 };
@@ -98,5 +100,14 @@ static inline int qos_shm_ready(struct qos_shm_consumer *c)
 }
 /* Give a slice back; the producer sees it at qos_ring_publish(&c->back). 0, or -EPROTO. It cannot be full: no more than depth are out. */
 int qos_shm_give_back(struct qos_shm_consumer *c, uint64_t slice);
+
+/* Messages between the two, seen by a third: given and not taken back. The memory is both sides' to write, so this is a report. */
+static inline uint64_t qos_shm_outstanding(const struct qos_shm_link *link, uint32_t depth)
+{
+    const uint8_t *rings = (const uint8_t *)link + QOS_SHM_RINGS;
+    const struct qos_ring *forward = (const struct qos_ring *)(const void *)rings;
+    const struct qos_ring *back = (const struct qos_ring *)(const void *)(rings + qos_ring_size(2 * depth));
+    return qos_load_relaxed(&forward->tail) / 2 - qos_load_relaxed(&back->head);
+}
 
 #endif

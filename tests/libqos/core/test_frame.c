@@ -55,6 +55,23 @@ static const struct qos_wire CREDIT_WIRE = {.type = QOS_WIRE_CREDIT,
                                             .credit = 0x80000001,
                                             .frag_offset = UINT32_MAX};
 
+/* Datagrams as they come out of a socket in one piece. */
+static void test_datagrams_in_one_piece_are_told_apart(void)
+{
+    uint8_t data[4 * 256] = {0};
+    CHECK_EQ(qos_frame_segment(EXAMPLE, sizeof EXAMPLE), sizeof EXAMPLE);
+    CHECK_EQ(qos_frame_segment(data, sizeof data), sizeof data);
+    for (uint32_t segment = sizeof EXAMPLE; segment <= 256; segment = (segment + 8) & ~7u) {
+        memset(data, 0, sizeof data);
+        for (uint32_t i = 0; i < 3; i++)
+            memcpy(data + i * segment, EXAMPLE, sizeof EXAMPLE);
+        CHECK_EQ(qos_frame_segment(data, 2 * segment + sizeof EXAMPLE), segment);
+        CHECK_EQ(qos_frame_segment(data, 3 * segment), segment);
+        /* the rest is no datagram: it is left to whoever decodes the first */
+        CHECK_EQ(qos_frame_segment(data, segment + QOS_WIRE_HEADER - 1), segment + QOS_WIRE_HEADER - 1);
+    }
+}
+
 static int same(const struct qos_wire *a, const struct qos_wire *b)
 {
     return a->type == b->type && a->flags == b->flags && a->count == b->count && a->length == b->length &&
@@ -421,6 +438,7 @@ int main(void)
     CHECK_RUN(test_half_a_record_header_is_refused);
     CHECK_RUN(test_a_fragment_ends_within_its_message);
     CHECK_RUN(test_records_take_multiples_of_eight);
+    CHECK_RUN(test_datagrams_in_one_piece_are_told_apart);
     CHECK_RUN(test_any_bytes);
     return check_done();
 }

@@ -290,6 +290,9 @@ int selene_flush(selene_source *source)
     pthread_mutex_lock(&source->batch_lock);
     int rc = selene_flush_locked(source);
     pthread_mutex_unlock(&source->batch_lock);
+    if (qos_load_relaxed(&source->changed))
+        selene_source_apply(source);
+    selene_source_drain(source);
     return rc;
 }
 

@@ -228,7 +228,7 @@ static int take_packet(struct selene_session *s, const struct qos_packet *p)
 {
     bool copy = p->length <= RX_COPYBREAK;
     struct arrival a = {.from = &p->address, .copy = copy, .slab = copy ? 0 : s->staging + 1};
-    uint32_t step = p->segment ? p->segment : p->length;
+    uint32_t step = p->segment ? p->segment : qos_frame_segment(p->data, p->length);
     int kept = 0;
     pthread_mutex_lock(&s->remote_lock);
     for (uint32_t at = 0; at < p->length || at == 0; at += step) {

@@ -191,6 +191,7 @@ void selene_credit_send(struct selene_session *s, struct remote *r, uint16_t fla
     if (rc < 0)
         return; /* the source asks again */
     memcpy(qos_pool_payload(m->pool, slice), header, sizeof header);
+    (void)qos_cache_emit(m->credit_cache, slice, 1);
     if (selene_relay_push(s, m, slice, QOS_WIRE_HEADER, SELENE_TO_SOURCE) < 0) {
         pthread_mutex_lock(&s->relay_lock);
         (void)qos_cache_drop(m->credit_cache, slice);

@@ -141,7 +141,7 @@ SELENE_API int64_t selene_send(selene_source *source, const void *data, uint32_t
 /* Several at once: how many were borrowed/emitted (from the first), or a negative errno if none. */
 SELENE_API int selene_get_burst(selene_source *source, uint32_t size, int flags, selene_buffer *buffers, uint32_t n);
 SELENE_API int selene_emit_burst(selene_source *source, selene_buffer *buffers, uint32_t n, int flags);
-/* Send what is batched now. */
+/* Send what is batched now, and take back what sinks have given back. */
 SELENE_API int selene_flush(selene_source *source);
 /* 1 sent, 0 pending, a negative errno (failed), -ESTALE (older than the last SELENE_OUTCOMES). */
 SELENE_API int selene_check_emit_outcome(selene_source *source, int64_t token);

@@ -109,6 +109,9 @@ static void redeclare(struct selene_session *s, bool fresh)
         renew(&x->endpoint, fresh); /* what it knows of remote sources stays: gaps in their sequences are losses */
         (void)selene_declare_endpoint(x->stream, &x->endpoint, SELENE_C_SINK, x->event_fd);
     }
+    struct selene_msg done;
+    if (!fresh && s->control_fd >= 0)
+        (void)selene_send_packet(s->control_fd, &done, sizeof done, SELENE_C_RESTORED, 0, NULL, 0);
 }
 
 static void reconnect(struct selene_session *s)

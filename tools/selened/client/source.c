@@ -33,6 +33,7 @@ static void counters_at(struct selene_source *source)
         (struct selene_counters *)((uint8_t *)source->memory->page + SELENE_PAGE_COUNTERS) + source->endpoint.index;
     if (source->counters && source->counters != counters)
         *counters = *source->counters; /* what was counted stays so */
+    counters->returning = 0;
     source->counters = counters;
     source->counters->id = source->endpoint.id;
     source->counters->kind = 1;
@@ -213,6 +214,7 @@ static void drain_relay(struct selene_source *source)
         (void)qos_cache_drop(source->cache, slice);
     }
     qos_store_relaxed(&source->returned_count, 0);
+    source->counters->returning = 0;
     pthread_mutex_unlock(&s->relay_lock);
 }
 

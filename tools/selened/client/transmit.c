@@ -177,6 +177,8 @@ void selene_relay_done(struct selene_session *s, struct memory *m)
             x->returned[n] = words[0];
             x->returned[n + 1] = words[1];
             qos_store_release(&x->returned_count, n + 2);
+            struct selene_counters *c = (struct selene_counters *)((uint8_t *)m->page + SELENE_PAGE_COUNTERS);
+            count(&c[x->endpoint.index].returning, 1);
         } else if (m->credit_cache) {
             (void)qos_cache_drop(m->credit_cache, words[0]);
         }

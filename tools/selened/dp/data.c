@@ -10,6 +10,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "fsck.h"
 #include "log.h"
 #include "relay.h"
 #include "rt.h"
@@ -116,6 +117,14 @@ static void run_command(struct dp_data *d, struct dp_command *c)
         break;
     case DP_LISTEN:
         c->result = use_socket(d, c);
+        break;
+    case DP_FSCK:
+        /* nobody wakes us for what is given back */
+        for (struct dp_session *s = c->pool->sessions; s != NULL; s = s->pool_next)
+            if (!s->dead)
+                dp_release(d, s);
+        dp_fsck_rxpool(c->pool, c->row);
+        c->result = 0;
         break;
     case DP_STOP:
         d->stop = true;

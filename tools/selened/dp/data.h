@@ -28,7 +28,7 @@ struct dp_settings {
     uint32_t spin_us;
 };
 
-enum dp_request { DP_ADD_SESSION, DP_REMOVE_SESSION, DP_SET_ROUTE, DP_SET_ACCEPT, DP_LISTEN, DP_STOP };
+enum dp_request { DP_ADD_SESSION, DP_REMOVE_SESSION, DP_SET_ROUTE, DP_SET_ACCEPT, DP_LISTEN, DP_FSCK, DP_STOP };
 
 /* Lives in the control thread's frame until `done`. */
 struct dp_command {
@@ -37,11 +37,13 @@ struct dp_command {
         struct dp_session *session;
         struct dp_route *route;
         struct dp_accept *accept;
-        int fd; /* LISTEN; the old one, or -1, when done */
+        int fd;                 /* LISTEN; the old one, or -1, when done */
+        struct dp_rxpool *pool; /* FSCK */
     };
-    int family;                /* LISTEN */
-    bool violation;            /* REMOVE_SESSION: the control thread cuts it off */
-    struct dp_garbage garbage; /* to free when done */
+    struct selene_fsck_row *row; /* FSCK */
+    int family;                  /* LISTEN */
+    bool violation;              /* REMOVE_SESSION: the control thread cuts it off */
+    struct dp_garbage garbage;   /* to free when done */
     int result;
     sem_t done;
 };

@@ -10,14 +10,15 @@
 #include "packet.h"
 
 #define SOCKET_WAIT_MS 200
+#define SWEEP_EVERY 64
 
 static unsigned bucket(uint64_t source, uint64_t sink)
 {
     return (unsigned)((source * 0x9e3779b97f4a7c15u ^ sink * 0xc2b2ae3d27d4eb4fu) >> 40) % DP_EDGE_BUCKETS;
 }
 
-/* Formatted and sealed memory for an edge, or a negative errno. */
-static int create_memory(uint32_t depth)
+/* Formatted and sealed memory for an edge: a descriptor and a view, or a negative errno. */
+static int create_memory(uint32_t depth, const struct qos_shm_link **link)
 {
     size_t size = qos_shm_size(depth);
     int fd = dp_memfd_create("selene-edge", size);
@@ -31,11 +32,19 @@ static int create_memory(uint32_t depth)
     }
     if (rc == 0)
         rc = dp_memfd_seal(fd, false);
-    if (rc < 0) {
+    void *view = rc == 0 ? mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
+    if (view == MAP_FAILED) {
         close(fd);
-        return rc;
+        return rc < 0 ? rc : -ENOMEM;
     }
+    *link = view;
     return fd;
+}
+
+static void destroy(struct dp_edge *e)
+{
+    munmap((void *)(uintptr_t)e->link, qos_shm_size(e->depth));
+    free(e);
 }
 
 /* It could not be told: it has gone, and that will be noticed, or it does not read. */
@@ -95,18 +104,25 @@ int dp_edge_create(struct dp_edges *edges, const struct selene_order_edge *o, st
         e->order_id = o->edge;
         return 0;
     }
-    if (edges->count == DP_EDGE_MAX)
+    if (edges->count + edges->leaving_count == DP_EDGE_MAX)
+        dp_edge_sweep(edges);
+    if (edges->count + edges->leaving_count == DP_EDGE_MAX)
         return -ENOSPC;
     e = calloc(1, sizeof *e);
     if (e == NULL)
         return -ENOMEM;
-    int memory = create_memory(depth);
+    *e = (struct dp_edge){.id = o->edge,
+                          .order_id = o->edge,
+                          .source = o->source,
+                          .sink = o->sink,
+                          .from = from,
+                          .to = to,
+                          .depth = depth};
+    int memory = create_memory(depth, &e->link);
     if (memory < 0) {
         free(e);
         return memory;
     }
-    *e = (struct dp_edge){
-        .id = o->edge, .order_id = o->edge, .source = o->source, .sink = o->sink, .from = from, .to = to};
     struct selene_edge_open packet = {
         .edge = o->edge,
         .source = o->source,
@@ -124,7 +140,7 @@ int dp_edge_create(struct dp_edges *edges, const struct selene_order_edge *o, st
     }
     close(memory);
     if (rc < 0) {
-        free(e);
+        destroy(e);
         return rc;
     }
     struct dp_edge **p = &edges->buckets[bucket(o->source, o->sink)];
@@ -142,7 +158,34 @@ static void end(struct dp_edges *edges, struct dp_edge **p)
     tell_gone(e->from, e->id);
     if (e->to != e->from)
         tell_gone(e->to, e->id);
-    free(e);
+    if (e->from->ending || qos_load_acquire(&e->link->reclaimed)) {
+        destroy(e);
+        return;
+    }
+    e->next = edges->leaving;
+    edges->leaving = e;
+    if (++edges->leaving_count % SWEEP_EVERY == 0)
+        dp_edge_sweep(edges);
+}
+
+/* Free those ended ones that are reclaimed, or whose producer is `session`. */
+static void sweep(struct dp_edges *edges, const struct dp_session *session)
+{
+    for (struct dp_edge **p = &edges->leaving; *p != NULL;) {
+        struct dp_edge *e = *p;
+        if (e->from == session || qos_load_acquire(&e->link->reclaimed)) {
+            *p = e->next;
+            edges->leaving_count--;
+            destroy(e);
+        } else {
+            p = &e->next;
+        }
+    }
+}
+
+void dp_edge_sweep(struct dp_edges *edges)
+{
+    sweep(edges, NULL);
 }
 
 void dp_edge_end(struct dp_edges *edges, uint64_t order_id)
@@ -164,4 +207,5 @@ void dp_edge_end_all(struct dp_edges *edges, const struct dp_session *session)
             else
                 p = &(*p)->next;
         }
+    sweep(edges, session);
 }

@@ -60,18 +60,12 @@ enum {
 };
 
 static const struct option long_options[] = {
-    {"socket", required_argument, NULL, OPTION_SOCKET},
-    {"ready-fd", required_argument, NULL, OPTION_READY},
-    {"sched", required_argument, NULL, OPTION_SCHED},
-    {"priority", required_argument, NULL, OPTION_PRIORITY},
-    {"cpu", required_argument, NULL, OPTION_CPU},
-    {"lock-memory", no_argument, NULL, OPTION_LOCK},
-    {"spin-us", required_argument, NULL, OPTION_SPIN},
-    {"idle-exit-s", required_argument, NULL, OPTION_IDLE},
-    {"host", required_argument, NULL, OPTION_HOST},
-    {"version", no_argument, NULL, OPTION_VERSION},
-    {"help", no_argument, NULL, OPTION_HELP},
-    {NULL, 0, NULL, 0},
+    {"socket", required_argument, NULL, OPTION_SOCKET}, {"ready-fd", required_argument, NULL, OPTION_READY},
+    {"sched", required_argument, NULL, OPTION_SCHED},   {"priority", required_argument, NULL, OPTION_PRIORITY},
+    {"cpu", required_argument, NULL, OPTION_CPU},       {"lock-memory", no_argument, NULL, OPTION_LOCK},
+    {"spin-us", required_argument, NULL, OPTION_SPIN},  {"idle-exit-s", required_argument, NULL, OPTION_IDLE},
+    {"host", required_argument, NULL, OPTION_HOST},     {"version", no_argument, NULL, OPTION_VERSION},
+    {"help", no_argument, NULL, OPTION_HELP},           {NULL, 0, NULL, 0},
 };
 
 /* A number from `low` to `high`, or the end of the process. */

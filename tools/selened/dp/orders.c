@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "fsck.h"
 #include "log.h"
 
 #define GRACE_NS 2000000000u /* what a withdrawn remote source has under way still arrives */
@@ -23,6 +24,9 @@ struct dp_forget {
     uint64_t source;
     uint64_t deadline_ns;
 };
+
+_Static_assert(sizeof(struct selene_fsck) + DP_POOL_SLOTS * sizeof(struct selene_fsck_row) <= SELENE_MAX_PACKET,
+               "a row for each pool fits one packet");
 
 /* A handler returns 0 (answered with S_OK), ANSWERED, or a negative errno (answered with S_ERROR and c->reason). */
 #define ANSWERED 1
@@ -286,6 +290,32 @@ static int order_stats(struct dp_control *c)
     return answer(c, stats, sizeof *stats + n * sizeof stats->counters[0], SELENE_E_STATS, NULL, 0);
 }
 
+static int order_fsck(struct dp_control *c)
+{
+    static _Alignas(8) uint8_t packet[SELENE_MAX_PACKET];
+    struct selene_fsck *f = (void *)packet;
+    dp_edge_sweep(&c->edges);
+    *f = (struct selene_fsck){
+        .sessions = c->session_count,
+        .edges = c->edges.count,
+        .leaving = c->edges.leaving_count,
+        .routes = c->data->table.route_count,
+        .accepts = c->data->table.accept_count,
+        .expected = c->session_count,
+    };
+    for (unsigned i = 0; i < DP_POOL_SLOTS; i++)
+        f->mapped += c->memory.used[i];
+    for (unsigned i = 0; i < SELENE_MAX_SESSIONS; i++)
+        if (c->sessions[i] != NULL)
+            dp_fsck_session(c->sessions[i], &c->edges, &f->rows[f->count++]);
+    for (struct dp_rxpool *pool = c->pools; pool != NULL; pool = pool->next) {
+        struct dp_command command = {.request = DP_FSCK, .pool = pool, .row = &f->rows[f->count++]};
+        dp_data_call(c->data, &command);
+        f->expected++;
+    }
+    return answer(c, f, sizeof *f + f->count * sizeof f->rows[0], SELENE_E_FSCK, NULL, 0);
+}
+
 static int order_stop(struct dp_control *c)
 {
     c->stop = true;
@@ -310,6 +340,7 @@ static const struct order {
     {SELENE_O_ROUTE, 0, false, sizeof(struct selene_order_route), order_route},
     {SELENE_O_ACCEPT, 0, false, sizeof(struct selene_order_accept), order_accept},
     {SELENE_O_STATS, 0, true, sizeof(struct selene_order), order_stats},
+    {SELENE_O_FSCK, 0, true, sizeof(struct selene_order), order_fsck},
     {SELENE_O_STOP, 0, true, sizeof(struct selene_order), order_stop},
 };
 

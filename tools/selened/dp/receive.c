@@ -168,6 +168,8 @@ bool dp_receive(struct dp_data *d)
     for (int i = 0; i < n; i++) {
         struct dp_reception from;
         dp_net_reception(&d->net, i, &from);
+        if (from.segment == from.length)
+            from.segment = qos_frame_segment(from.data, from.length);
         uint32_t offset = 0;
         do {
             uint32_t left = from.length - offset;

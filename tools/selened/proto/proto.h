@@ -40,6 +40,7 @@ enum selene_type {
     SELENE_C_SINK = 4, /* fd: the sink's eventfd */
     SELENE_C_CLOSE = 5,
     SELENE_C_ACCEPTED = 6, /* an S_ACCEPT is in force: its request, and the sink in struct selene_close */
+    SELENE_C_RESTORED = 7, /* a session that goes on has said again all that it has; a header, not answered */
     /* selened -> client */
     SELENE_S_WELCOME =
         32, /* fds: session socket, then the UDP socket if SELENE_DIRECT; none of them with SELENE_RESUME */
@@ -69,10 +70,12 @@ enum selene_type {
     SELENE_O_ACCEPT = 103,
     SELENE_O_STATS = 104,
     SELENE_O_STOP = 105,
+    SELENE_O_FSCK = 106,
     /* selened-dp -> selened; refusals are SELENE_S_ERROR, agreement SELENE_S_OK */
     SELENE_E_READY = 128,
     SELENE_E_SESSION_GONE = 129, /* pushed */
     SELENE_E_STATS = 130,
+    SELENE_E_FSCK = 131,
 };
 
 enum selene_flag {
@@ -323,6 +326,38 @@ struct selene_stats {
     struct selene_dp_counters counters[]; /* totals first */
 };
 
+/* Where the buffers are: of each session's transmit pool, then of each user's receive pool. */
+enum selene_fsck_kind { SELENE_FSCK_TX = 1, SELENE_FSCK_RX = 2 };
+
+struct selene_fsck_row {
+    uint32_t kind;
+    uint32_t uid;
+    uint64_t session;    /* TX */
+    uint64_t digest;     /* of all words that were looked at: equal in two looks if nothing moved */
+    uint64_t borrowed;   /* TX: slots the application has */
+    uint64_t emitted;    /* TX: slots that others hold; RX: buffers of which sessions hold something */
+    uint64_t references; /* that the owner words name */
+    uint64_t held;       /* TX: messages on edges, in or out of the sinks' hands */
+    uint64_t leaving;    /* TX: of those, of edges whose sink is gone; the producer has not looked yet */
+    uint64_t relayed;    /* TX: datagrams with the datapath process; RX: datagrams that sessions hold */
+    uint64_t returning;  /* TX: back from it, not yet free */
+    uint64_t free;       /* RX: buffers */
+    uint64_t faults;     /* RX: buffers whose counts contradict each other */
+};
+
+struct selene_fsck {
+    struct selene_msg msg;
+    uint32_t count;
+    uint32_t sessions;
+    uint32_t edges;
+    uint32_t leaving; /* edges whose producer has not let go yet */
+    uint32_t routes;
+    uint32_t accepts;
+    uint32_t mapped;   /* pools that are mapped */
+    uint32_t expected; /* pools of those that are there */
+    struct selene_fsck_row rows[];
+};
+
 /* ---- Memory ---- */
 
 /* Written by the client, read by the daemon for reports only. One per endpoint at counters + index. */
@@ -342,7 +377,8 @@ struct selene_counters {
     uint64_t refused;      /* sink: malformed or not announced */
     uint64_t failed;       /* source: send errors */
     uint64_t again;        /* source: -EAGAIN given */
-    uint64_t reserved[2];
+    uint64_t returning;    /* source: slices back from the datapath process, not yet free */
+    uint64_t reserved;
 };
 
 /* Offsets inside the session page. Ring directions from the client's point of view; each ring is a struct qos_ring of

@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "info": "What the daemon is serving: peers, sessions, streams, sources, sinks.",
     "explain": "Why a stream or a session uses what it uses.",
     "stats": "Counters of the datapath and of every source and sink.",
+    "fsck": "Whether every buffer of the live system is accounted for.",
     "perf": "Measure latency and throughput.",
 }
 

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("selened")
 
-GRACE_S: Final = 2.0
+GRACE_S: Final = 5.0
 _FORMER: Final = 65536
-SILENCE_S: Final = 0.3
 # What may be answered when the other side of an order is on its way out.
 _GONE: Final = (errno.ENOENT, errno.ESRCH)
 
@@ -113,7 +112,7 @@ class Core:
     # ---- The grace after an adopted start ----
 
     async def grace(self) -> None:
-        """Take nothing away until the sessions of the earlier daemon are back, for two seconds at most."""
+        """Take nothing away until the sessions of the earlier daemon are back, for five seconds at most."""
         deadline = asyncio.get_running_loop().time() + GRACE_S
         while asyncio.get_running_loop().time() < deadline and not self._complete():
             await asyncio.sleep(0.02)
@@ -122,10 +121,8 @@ class Core:
         await self.settle()
 
     def _complete(self) -> bool:
-        """Whether everybody seems to be back. A client says again what it has, request by request, and does not say
-        when it is done: it is taken to be when it has been silent for a while."""
-        silent_since = asyncio.get_running_loop().time() - SILENCE_S
-        back = sum(client.resumed and client.asked < silent_since for client in self.clients.values())
+        """Whether everybody is back, and has said again what he has."""
+        back = sum(client.resumed and client.restored for client in self.clients.values())
         return back >= self.datapath.sessions and (self.peers is None or self.peers.complete)
 
     # ---- Applying changes ----

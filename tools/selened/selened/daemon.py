@@ -2,7 +2,7 @@
 """The life of the daemon: start, reload, the end of the datapath process, stop.
 
 Order of start: lock, datapath process, its UDP socket, status and control sockets, peers, READY. A daemon that starts
-again after a crash finds the datapath process alive, adopts it, and for two seconds takes nothing away from anybody,
+again after a crash finds the datapath process alive, adopts it, and for five seconds at most takes nothing away from anybody,
 until the sessions and the peers are back.
 """
 

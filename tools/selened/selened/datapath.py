@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from libqos.errors import QosError
 from libqos.rpc import peer_of
@@ -84,8 +84,8 @@ class Datapath:
     # ---- Start and end ----
 
     async def start(self, arguments: Sequence[str], successor_of: Datapath | None = None) -> None:
-        """Adopt the process that listens at the path, or start one; as the successor of one that died, always a new one,
-        with its ids. Raises DatapathError."""
+        """Adopt the process that listens at the path, or start one; as the successor of one that died always a new one,
+        with the same ids. Raises DatapathError."""
         sock = None
         if successor_of is None:
             sock = self._dial()
@@ -223,6 +223,15 @@ class Datapath:
         rows = wire.records("selene_stats", "selene_dp_counters", data)
         names = [name for name, _ in wire.ffi.typeof("struct selene_dp_counters").fields]
         return [{name: int(getattr(row, name)) for name in names} for row in rows]
+
+    async def fsck(self) -> tuple[Any, list[Any]]:
+        """Where its buffers are: struct selene_fsck and its rows."""
+        data, descriptors = await self._ask(wire.bare(lib.SELENE_O_FSCK, self._next()))
+        descriptors.close()
+        if wire.header(data).type != lib.SELENE_E_FSCK:
+            raise DatapathError("selened-dp does not tell where its buffers are: is it of another release?")
+        rows = wire.records("selene_fsck", "selene_fsck_row", data)
+        return wire.parse("selene_fsck", data[: wire.ffi.sizeof("struct selene_fsck")]), rows
 
     async def _ask(
         self, packet: bytes, fds: Sequence[int] = (), timeout: float = _ANSWER_S

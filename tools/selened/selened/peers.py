@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("selened.peers")
 
-HOLD_S: Final = 5.0
 ACCEPT_S: Final = 0.2  # for clients to put a new remote source in force
 _MAX_ANSWER_BYTES: Final = 256 << 10
 
@@ -260,9 +259,10 @@ class Peers:
 
     def _lost(self, remote: Remote) -> None:
         remote.writer = None
-        log.warning("peer %s: the connection is lost; what it announced stays for %g s", remote.peer.endpoint, HOLD_S)
+        hold = self.core.settings.peer_hold_s
+        log.warning("peer %s: the connection is lost; what it announced stays for %d s", remote.peer.endpoint, hold)
         loop = asyncio.get_running_loop()
-        remote.hold = loop.call_later(HOLD_S, lambda: self._spawn(remote))
+        remote.hold = loop.call_later(hold, lambda: self._spawn(remote))
 
     def _spawn(self, remote: Remote) -> None:
         task = asyncio.create_task(self._expire(remote))

@@ -75,7 +75,7 @@ class Client:
         self.why = ""  # it is direct or relayed
         self.address: Address | None = None
         self.resumed = False
-        self.asked = 0.0  # when it asked for something last, in the loop's time
+        self.restored = True  # it has said again all that it had before a restart of selened
         self.streams: dict[int, Stream] = {}
         self.endpoints: dict[int, LocalEndpoint] = {}
         self.page: SessionPage | None = None
@@ -245,7 +245,7 @@ class Client:
             log.info("%s: session %016x cannot go on (%s): a new one", self, hello.session, refusal)
             return False
         self._take_page(answer)
-        self.token, self.resumed, self.asked = hello.token, True, asyncio.get_running_loop().time()
+        self.token, self.resumed, self.restored = hello.token, True, False
         self.direct = udp is not None
         if udp is not None:
             self.address = address
@@ -339,7 +339,6 @@ class Client:
 
     async def _request(self, data: bytes, descriptors: Descriptors) -> None:
         head = wire.header(data)
-        self.asked = asyncio.get_running_loop().time()
         try:
             if head.type == lib.SELENE_C_STREAM:
                 answer = self._stream(head.request, data)
@@ -349,6 +348,9 @@ class Client:
                 answer = await self._endpoint(SINK, head.request, data, descriptors)
             elif head.type == lib.SELENE_C_CLOSE:
                 answer = await self._close(head.request, data)
+            elif head.type == lib.SELENE_C_RESTORED:
+                self.restored = True
+                return
             else:
                 raise RubbishError(f"found a packet of type {head.type}, accepted a request")
         except RefusedError as refusal:

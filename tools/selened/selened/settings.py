@@ -119,6 +119,9 @@ class Settings:
     window_bytes: int = option(
         MAX_WINDOW_BYTES, minimum=MIN_WINDOW_BYTES, maximum=1 << 30, meaning="most credit of one remote source"
     )
+    peer_hold_s: int = option(
+        5, minimum=0, maximum=3600, meaning="how long what a peer announced outlives the connection to it"
+    )
     datapath: Datapath = section(Datapath, meaning="the datapath process")  # noqa: RUF009 - makes a field
     tls: Tls = section(Tls, meaning="encryption between the daemons")  # noqa: RUF009
     peers: tuple[Peer, ...] = sections(Peer, maximum=MAX_PEERS, meaning="another host")
@@ -143,6 +146,7 @@ class Settings:
 # What a running daemon takes over at SIGHUP; everything else needs a restart.
 RELOADABLE: Final = (
     "log_level", "peers", "max_sessions", "max_sessions_per_user", "sessions", "direct_ports", "edge_depth",
+    "peer_hold_s",
 )  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the status socket answers: info, explain, stats. Read-only; any local user may ask."""
+"""What the status socket answers: info, explain, stats, fsck. Read-only; any local user may ask."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import libqos
 from libqos.policy import Acceleration, Resources
 from libqos.rpc import Peer as Asker
 from libqos.rpc import RpcError
+from selened import fsck
 from selened.datapath import DatapathError
 from selened.mapping import StreamPolicy, decide
 from selened.pages import SINK_COUNTERS, SOURCE_COUNTERS
@@ -33,8 +34,10 @@ class Status:
 
     def __init__(self, core: Core) -> None:
         self.core = core
+        self._checking = asyncio.Lock()
         self.methods: dict[str, Method] = {
             "info": self.info, "explain": self.explain, "stats": self.stats, "follow": self.follow,
+            "fsck": self.fsck,
         }  # fmt: skip
 
     # ---- info ----
@@ -191,6 +194,19 @@ class Status:
                 )
             records += [self._counters(client, endpoint, now) for endpoint in client.endpoints]
         return records
+
+    async def fsck(self, params: Params, _: Asker) -> list[Record]:
+        """Whether every buffer is accounted for: `looks` looks, `interval_s` seconds apart. One check at a time."""
+        looks, interval = params.get("looks", fsck.LOOKS), params.get("interval_s", fsck.INTERVAL_S)
+        if type(looks) is not int or not 1 <= looks <= 100:
+            raise RpcError("bad-request", "looks: accepted 1 to 100")
+        if type(interval) not in (int, float) or not 0.001 <= interval <= 10:
+            raise RpcError("bad-request", "interval_s: accepted 0.001 to 10 seconds")
+        try:
+            async with self._checking:
+                return await fsck.check(self.core, looks, interval)
+        except DatapathError as failure:
+            raise RpcError("no-datapath", str(failure)) from None
 
     def _counters(self, client: Client, endpoint: int, now: int) -> Record:
         entry = client.endpoints[endpoint]

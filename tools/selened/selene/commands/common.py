@@ -30,11 +30,11 @@ def options(function: F) -> F:
     return functools.reduce(lambda wrapped, wrap: wrap(wrapped), reversed(decorators), function)
 
 
-def ask(socket_path: str, method: str, **params: object) -> list[dict[str, Any]]:
-    """The records that the daemon answers. Raises RpcError."""
+def ask(socket_path: str, method: str, timeout: float = 2.0, **params: object) -> list[dict[str, Any]]:
+    """The records that the daemon answers within `timeout` seconds. Raises RpcError."""
     from libqos import paths, rpc
 
-    records = rpc.call(paths.status_socket(socket_path), {"method": method, "params": params})
+    records = rpc.call(paths.status_socket(socket_path), {"method": method, "params": params}, timeout=timeout)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise rpc.RpcError("bad-reply", f"{socket_path}: the answer is no list of records")
     return records

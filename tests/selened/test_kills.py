@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kill -9 at any moment, under load: clients, selened, selened-dp.
+
+Two hosts (two daemons over loopback), with clients that send and receive all the time: between the hosts directly and
+relayed, and on one host through shared memory. After each kill they pause, and then every buffer of both hosts must be
+accounted for, exactly: nothing referenced, nothing held, no edge, route or descriptor left over.
+
+`QOS_KILLS=1000` is the number of clients that are killed, and a fifth of it that of each daemon process; the default is
+for every day.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from libqos.rpc import RpcError
+from tests.selened.conftest import connected
+from tests.waiting import TIMEOUT_S, free_port, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STORM: Final = Path(__file__).resolve().parents[2] / "build/tests/storm"
+KILLS: Final = int(os.environ.get("QOS_KILLS", "40"))
+DAEMON_KILLS: Final = max(1, KILLS // 5)
+SEED: Final = int(os.environ.get("QOS_SEED", "1"))
+
+
+class Steady:
+    """A client that sends on one channel and receives on another."""
+
+    def __init__(self, host: Any, send: int, receive: int, *more: str) -> None:
+        self.host = host
+        self.process = subprocess.Popen(
+            [STORM, "steady", str(send), str(receive), *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=environment(host), text=True, bufsize=1,
+        )  # fmt: skip
+
+    def ask(self, command: str) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{command}\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, f"a steady client ended with status {self.process.wait()}"
+        return answer
+
+    def stats(self) -> dict[str, int]:
+        stats: dict[str, int] = json.loads(self.ask("s"))
+        return stats
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def environment(host: Any) -> dict[str, str]:
+    return {**os.environ, "SELENE_SOCKET": str(host.path)}
+
+
+def descriptors(host: Any) -> tuple[int, int]:
+    """How many files selened and selened-dp have open."""
+    return tuple(len(os.listdir(f"/proc/{pid}/fd")) for pid in (host.process.pid, host.datapath_pid()))  # type: ignore[return-value]
+
+
+class System:
+    """Both hosts and their steady clients."""
+
+    def __init__(self, hosts: list[Any]) -> None:
+        left, right = self.hosts = hosts
+        self.random = random.Random(SEED)
+        self.steady: list[Steady] = []
+        for host, *arguments in (
+            (left, 1, 2),
+            (right, 2, 1),
+            (left, 2, 1),
+            (left, 3, 4, "relayed"),
+            (right, 4, 3),
+        ):
+            self.steady.append(Steady(host, arguments[0], arguments[1], *arguments[2:]))
+        self.wait_for_flow()
+        self.settle()
+        self.files = [descriptors(host) for host in self.hosts]
+
+    def wait_for_flow(self) -> None:
+        """Until every steady client receives."""
+        before = [client.stats()["received"] for client in self.steady]
+
+        def flows() -> bool:
+            return all(client.stats()["received"] > n for client, n in zip(self.steady, before, strict=True))
+
+        wait_until(flows, "messages at every client")
+
+    def settle(self) -> None:
+        """Pause, and wait until every buffer is accounted for; then go on. The last reports are in `reports`."""
+        for client in self.steady:
+            client.ask("p")
+        try:
+            wait_until(self._exact, "the exact count")
+        except pytest.fail.Exception:
+            pytest.fail("no exact count: " + "\n".join(json.dumps(r) for report in self.reports for r in report))
+        for client in self.steady:
+            client.ask("r")
+
+    def _exact(self) -> bool:
+        for client in self.steady:
+            client.ask("n")
+        try:
+            self.reports = [host.ask("fsck", looks=3, interval_s=0.002) for host in self.hosts]
+        except RpcError:
+            self.reports = []
+            return False
+        return all(self._quiet(host, report) for host, report in zip(self.hosts, self.reports, strict=True))
+
+    # One buffer of a source may be kept for its next batch.
+    def _quiet(self, host: Any, report: list[dict[str, Any]]) -> bool:
+        mine = sum(client.host is host for client in self.steady)
+        *pools, daemons, verdict = report
+        return (
+            verdict["ok"]
+            and verdict["busy"] == 0
+            and daemons["sessions"] == mine == len(host.info("session"))
+            and daemons["leaving_edges"] == 0
+            and all(pool["references"] == 0 and pool.get("borrowed", 0) <= 1 for pool in pools)
+        )
+
+    def nothing_went_wrong(self) -> None:
+        """Reliable streams lose nothing while nobody on their way dies."""
+        counters = ("lost", "duplicated", "reordered", "refused", "dropped", "failed", "unsent")
+        faults = [{name: stats[name] for name in counters} for stats in (client.stats() for client in self.steady)]
+        assert not any(any(of.values()) for of in faults), faults
+
+    def no_descriptors_left(self) -> None:
+        wait_until(lambda: [descriptors(host) for host in self.hosts] == self.files, "the descriptors of the dead")
+
+    def close(self) -> None:
+        for client in self.steady:
+            client.close()
+
+
+pytestmark = pytest.mark.timeout(120 + 5 * KILLS)
+
+
+@pytest.fixture
+def system(make_daemon: Any) -> Iterator[System]:
+    ports = free_port(), free_port()
+    hosts = []
+    for name, mine, other in (("left", *ports), ("right", *reversed(ports))):
+        # On a busy machine it may take long until a killed daemon is back.
+        config = f'peer_hold_s = 60\n[[peers]]\naddress = "127.0.0.1"\nport = {other}\n'
+        hosts.append(make_daemon(name, config, port=mine).start())
+    for host in hosts:
+        wait_until(lambda host=host: connected(host), "the connection of the peers")  # type: ignore[misc]
+    system = System(hosts)
+    yield system
+    system.close()
+
+
+def test_killed_clients_leave_nothing_behind_and_harm_nobody(system: System) -> None:
+    for number in range(KILLS):
+        host = system.random.choice(system.hosts)
+        victim = subprocess.Popen(
+            [STORM, "victim", str(SEED * 1000003 + number), *(["relayed"] if number % 3 == 0 else [])],
+            env=environment(host), stderr=subprocess.PIPE,
+        )  # fmt: skip
+        # From the middle of the greeting to some thousand messages later.
+        time.sleep(system.random.choice((0.003, 0.01, 0.05)) * system.random.random())
+        victim.kill()
+        said = victim.communicate(timeout=TIMEOUT_S)[1]
+        assert victim.returncode == -signal.SIGKILL, said
+        system.settle()
+    system.no_descriptors_left()
+    system.nothing_went_wrong()
+
+
+def test_traffic_goes_on_while_selened_is_killed_and_comes_back(system: System) -> None:
+    for _ in range(DAEMON_KILLS):
+        host = system.random.choice(system.hosts)
+        time.sleep(0.05 * system.random.random())
+        host.process.kill()
+        host.process.wait()
+        system.wait_for_flow()
+        host.start()
+        wait_until(lambda: all(client.stats()["connected"] for client in system.steady), "the clients to be back")
+        system.settle()
+    system.nothing_went_wrong()
+
+
+def test_clients_come_back_by_themselves_after_selened_dp_is_killed(system: System) -> None:
+    for _ in range(DAEMON_KILLS):
+        host = system.random.choice(system.hosts)
+        time.sleep(0.05 * system.random.random())
+        pid = host.datapath_pid()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda pid=pid, host=host: host.datapath_pid() not in (0, pid), "another datapath process")  # type: ignore[misc]
+        wait_until(lambda: all(client.stats()["connected"] for client in system.steady), "the clients to be back")
+        system.wait_for_flow()
+        system.settle()
+    system.no_descriptors_left()
