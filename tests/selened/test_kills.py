@@ -38,10 +38,10 @@ SEED: Final = int(os.environ.get("QOS_SEED", "1"))
 class Steady:
     """A client that sends on one channel and receives on another."""
 
-    def __init__(self, host: Any, send: int, receive: int, *more: str) -> None:
+    def __init__(self, host: Any, *arguments: str) -> None:
         self.host = host
         self.process = subprocess.Popen(
-            [STORM, "steady", str(send), str(receive), *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [STORM, "steady", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env=environment(host), text=True, bufsize=1,
         )  # fmt: skip
 
@@ -80,13 +80,9 @@ class System:
         self.random = random.Random(SEED)
         self.steady: list[Steady] = []
         for host, *arguments in (
-            (left, 1, 2),
-            (right, 2, 1),
-            (left, 2, 1),
-            (left, 3, 4, "relayed"),
-            (right, 4, 3),
-        ):
-            self.steady.append(Steady(host, arguments[0], arguments[1], *arguments[2:]))
+            (left, "1", "2"), (right, "2", "1"), (left, "2", "1"), (left, "3", "4", "relayed"), (right, "4", "3"),
+        ):  # fmt: skip
+            self.steady.append(Steady(host, *arguments))
         self.wait_for_flow()
         self.settle()
         self.files = [descriptors(host) for host in self.hosts]

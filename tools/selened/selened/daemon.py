@@ -2,8 +2,8 @@
 """The life of the daemon: start, reload, the end of the datapath process, stop.
 
 Order of start: lock, datapath process, its UDP socket, status and control sockets, peers, READY. A daemon that starts
-again after a crash finds the datapath process alive, adopts it, and for five seconds at most takes nothing away from anybody,
-until the sessions and the peers are back.
+again after a crash finds the datapath process alive, adopts it, and takes nothing away from anybody
+until the sessions and the peers are back, for five seconds at most.
 """
 
 from __future__ import annotations
