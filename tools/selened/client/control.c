@@ -177,10 +177,10 @@ static int handle_route(struct selene_source *source, const struct selene_route 
 static bool expecting(const struct selene_session *s)
 {
     for (const struct selene_source *x = s->sources; x; x = x->next)
-        if (!x->endpoint.named)
+        if (!qos_load_relaxed(&x->endpoint.named))
             return true;
     for (const struct selene_sink *x = s->sinks; x; x = x->next)
-        if (!x->endpoint.named)
+        if (!qos_load_relaxed(&x->endpoint.named))
             return true;
     return false;
 }
@@ -450,7 +450,7 @@ static void answer(struct selene_session *s, const void *packet, size_t length)
     } else if (m->type == SELENE_S_ENDPOINT && length >= sizeof r->answer.endpoint && r->endpoint) {
         memcpy(&r->answer.endpoint, packet, sizeof r->answer.endpoint);
         r->endpoint->id = r->answer.endpoint.id;
-        r->endpoint->named = true;
+        qos_store_relaxed(&r->endpoint->named, true);
         r->endpoint->edges_expected = r->answer.endpoint.edges;
         adopt(s, r->endpoint->id);
         if (!expecting(s))

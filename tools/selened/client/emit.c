@@ -20,6 +20,8 @@
 static bool room_for(struct selene_source *source, uint32_t size, uint32_t slot_bytes)
 {
     uint64_t quota = EDGE_QUOTA(source->memory->tx_buffers);
+    if (QOS_UNLIKELY(!qos_load_relaxed(&source->endpoint.named)))
+        return false;
     for (uint32_t i = 0; i < source->edge_count; i++) {
         const struct qos_shm_producer *p = &source->edges[i]->shm;
         if (p->held == p->depth || (p->held > 0 && p->held_bytes + slot_bytes > quota))

@@ -191,7 +191,7 @@ struct selene_stream {
 
 struct endpoint {
     uint64_t id;
-    bool named; /* the daemon has said that this is its id */
+    _Atomic bool named; /* the daemon has said that this is its id; until then a reliable source waits */
     uint64_t channel;
     char name[SELENE_MAX_NAME + 1];
     uint32_t index; /* of the counters */
@@ -326,6 +326,7 @@ struct selene_session {
     /* reception */
     _Atomic bool ring_used;     /* something may come through the receive ring */
     _Atomic uint32_t receiving; /* 1: somebody is the receiver */
+    _Atomic bool role_wanted;   /* by the service thread: no sink takes it again before it has had it */
     _Atomic uint32_t turn;      /* futex: bumped when the receiver leaves or queues for another sink */
     _Atomic uint32_t followers;
     pthread_mutex_t remote_lock;

@@ -24,7 +24,8 @@
 
 bool selene_receiver_enter(struct selene_session *s, const struct selene_sink *sink)
 {
-    if (qos_load_relaxed(&s->receiving) != 0 || qos_exchange_acq_rel(&s->receiving, 1) != 0)
+    if (qos_load_relaxed(&s->receiving) != 0 || (sink && qos_load_relaxed(&s->role_wanted)) ||
+        qos_exchange_acq_rel(&s->receiving, 1) != 0)
         return false;
     s->receiving_for = sink;
     return true;
@@ -68,11 +69,14 @@ void selene_receiver_nudge(struct selene_session *s)
 
 void selene_receiver_take(struct selene_session *s)
 {
+    /* a sink that polls would hardly ever let it be free when we look */
+    qos_store_relaxed(&s->role_wanted, true);
     while (!selene_receiver_enter(s, NULL)) {
         selene_receiver_nudge(s);
         struct timespec ts = {0, 1000000};
         nanosleep(&ts, NULL);
     }
+    qos_store_relaxed(&s->role_wanted, false);
 }
 
 /* ---- Items ---- */

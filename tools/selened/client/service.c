@@ -91,23 +91,23 @@ void selene_sync_control(struct selene_session *s)
 static void renew(struct endpoint *e, bool fresh)
 {
     if (fresh) {
-        e->named = false;
+        qos_store_relaxed(&e->named, false);
         e->edges_seen = 0;
     }
 }
 
-/* After a reconnection: say again what this session has. A refusal is reported on the next use of the endpoint, not here. */
+/* After a reconnection: say again what this session has, sinks first: for them sources wait. A refusal is reported on the next use of the endpoint, not here. */
 static void redeclare(struct selene_session *s, bool fresh)
 {
     for (struct selene_stream *x = s->streams; x; x = x->next)
         (void)selene_declare_stream(x);
-    for (struct selene_source *x = s->sources; x; x = x->next) {
-        renew(&x->endpoint, fresh);
-        (void)selene_declare_endpoint(x->stream, &x->endpoint, SELENE_C_SOURCE, -1);
-    }
     for (struct selene_sink *x = s->sinks; x; x = x->next) {
         renew(&x->endpoint, fresh); /* what it knows of remote sources stays: gaps in their sequences are losses */
         (void)selene_declare_endpoint(x->stream, &x->endpoint, SELENE_C_SINK, x->event_fd);
+    }
+    for (struct selene_source *x = s->sources; x; x = x->next) {
+        renew(&x->endpoint, fresh);
+        (void)selene_declare_endpoint(x->stream, &x->endpoint, SELENE_C_SOURCE, -1);
     }
     struct selene_msg done;
     if (!fresh && s->control_fd >= 0)

@@ -41,6 +41,23 @@ static void counters_at(struct selene_source *source)
     source->counters->channel = source->endpoint.channel;
 }
 
+/* No path may count from a value that another has used: who receives from both could not tell that it is new. */
+static void note_credit(struct selene_source *source)
+{
+    for (uint32_t k = 0; k < source->dest_count; k++)
+        if ((int32_t)(source->dests[k].sent - source->credit_top) > 0)
+            source->credit_top = source->dests[k].sent;
+    if (source->relayed && (int32_t)(source->relay.sent - source->credit_top) > 0)
+        source->credit_top = source->relay.sent;
+}
+
+static void path_begin(struct selene_source *source, struct dest *d)
+{
+    source->credit_top += CREDIT_JUMP;
+    d->sent = source->credit_top;
+    qos_store_relaxed(&d->acked, source->credit_top);
+}
+
 /* The datapath process was replaced: what was in its memory is lost, and its edges with it. */
 static int memory_replace(struct selene_source *source)
 {
@@ -58,6 +75,7 @@ static int memory_replace(struct selene_source *source)
         count(&source->counters->failed, source->batch.messages);
     }
     source->batch = (struct batch){0};
+    note_credit(source);
     source->dest_count = 0;
     source->relayed = false;
     qos_store_relaxed(&source->returned_count, 0);
@@ -81,14 +99,11 @@ static void route_replace(struct selene_source *source)
     pthread_mutex_lock(&source->batch_lock);
     (void)selene_flush_locked(source); /* on the old path, under the old epoch */
     struct dest *dests = source->new_dests, *old = source->dests;
-    for (uint32_t k = 0; k < source->dest_count; k++)
-        if ((int32_t)(old[k].sent - source->credit_top) > 0)
-            source->credit_top = old[k].sent;
+    note_credit(source);
+    if (source->new_flags & SELENE_RELAYED && !source->relayed)
+        path_begin(source, &source->relay);
     for (uint32_t i = 0; i < source->new_count; i++) {
-        /* A new path counts from a value that no other has come near, so that its receiver sees that it is new. */
-        source->credit_top += CREDIT_JUMP;
-        dests[i].sent = source->credit_top;
-        qos_store_relaxed(&dests[i].acked, source->credit_top);
+        path_begin(source, &dests[i]);
         for (uint32_t k = 0; k < source->dest_count; k++) {
             if (!qos_address_equal(&dests[i].address, &old[k].address))
                 continue;

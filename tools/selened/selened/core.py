@@ -24,7 +24,7 @@ from selened.routes import Changes, Router
 from selened.wire import Address, RefusedError, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from selened.peers import Peers
     from selened.sessions import Client
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("selened")
 
 GRACE_S: Final = 5.0
+REUNION_S: Final = 2.0
 _FORMER: Final = 65536
 # What may be answered when the other side of an order is on its way out.
 _GONE: Final = (errno.ENOENT, errno.ESRCH)
@@ -56,6 +57,7 @@ class Core:
         self.failed_edges: dict[int, RefusedError] = {}  # by endpoint, until its creator has looked
         self._edges: set[tuple[int, int]] = set()  # that the datapath process agreed to
         self._former: dict[int, tuple[object, ...]] = {}  # endpoints of a datapath process that died
+        self._missing: set[int] = set()  # of the sinks among them, those that are not back
         self._last_id = 0
 
     @property
@@ -85,19 +87,23 @@ class Core:
             if endpoint not in self.router.endpoints and endpoint not in self._former:
                 return endpoint
 
-    def remember(self) -> None:
+    def remember(self, *clients: Client) -> None:
         """The datapath process died: who comes back may have his ids again, so that what was lost is seen as a gap."""
-        for client in self.clients.values():
+        for client in clients:
             for endpoint, item in client.endpoints.items():
                 self._former[endpoint] = (client.owner, item.kind, item.key)
+                if item.event_fd >= 0:
+                    self._missing.add(endpoint)
         for endpoint in list(self._former)[:-_FORMER]:
             del self._former[endpoint]
+        self.grace_over.clear()
 
     def reclaim(self, endpoint: int, owner: int, kind: int, key: Key) -> bool:
         """Whether this endpoint was this user's; then it is his again."""
         if self._former.get(endpoint) != (owner, kind, key):
             return False
         del self._former[endpoint]
+        self._missing.discard(endpoint)
         return True
 
     def edges_of(self, endpoint: int) -> int:
@@ -113,12 +119,25 @@ class Core:
 
     async def grace(self) -> None:
         """Take nothing away until the sessions of the earlier daemon are back, for five seconds at most."""
-        deadline = asyncio.get_running_loop().time() + GRACE_S
-        while asyncio.get_running_loop().time() < deadline and not self._complete():
-            await asyncio.sleep(0.02)
+        await self._wait(GRACE_S, self._complete)
         log.info("%d of %d sessions came back", len(self.clients), self.datapath.sessions)
         self.grace_over.set()
         await self.settle()
+
+    async def reunite(self) -> None:
+        """The same for the sinks that a datapath process took along when it died, for two seconds at most: until then
+        sources that are back would send to nobody, and peers would let go."""
+        await self._wait(REUNION_S, lambda: not self._missing)
+        if self._missing:
+            log.info("%d sinks did not come back", len(self._missing))
+        self._missing.clear()
+        self.grace_over.set()
+        await self.settle()
+
+    async def _wait(self, seconds: float, over: Callable[[], bool]) -> None:
+        deadline = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < deadline and not over():
+            await asyncio.sleep(0.02)
 
     def _complete(self) -> bool:
         """Whether everybody is back, and has said again what he has."""
@@ -271,18 +290,25 @@ class Core:
         """A client is gone: forget it everywhere."""
         if self.clients.get(client.id) is not client:
             return
-        del self.clients[client.id]
-        self.router.remove_session(client.id)
         try:
             answer = await self.datapath.order(
                 "selene_order", lib.SELENE_O_SESSION_END, tolerate=_GONE, session=client.id
             )
             answer.close()
-            await self.settle()
         except DatapathError:
-            pass  # a new one is on its way, and knows nothing of the session
+            self.remember(client)  # a new one is on its way; nobody is told until it is there
+            self.clients.pop(client.id, None)
+            return
         except QosError as failure:
             log.warning("session %016x: %s", client.id, failure)
+        self.clients.pop(client.id, None)
+        self.router.remove_session(client.id)
+        try:
+            await self.settle()
+        except DatapathError:
+            pass  # as above
+        except QosError as failure:
+            log.warning("%s", failure)
 
 
 def edge_id(edge: tuple[int, int]) -> int:

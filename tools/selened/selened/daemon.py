@@ -41,6 +41,7 @@ log = logging.getLogger("selened")
 _UNGREETED: Final = 32  # connections beyond the sessions that may exist at the same time
 _QUICK_S: Final = 5.0  # a datapath process that lives shorter than this has failed
 _FAILURES: Final = 5
+_AGAIN_S: Final = 0.2
 
 
 class Daemon:
@@ -56,6 +57,7 @@ class Daemon:
         self._clients: dict[asyncio.Task[None], Client] = {}
         self._quick_failures = 0
         self._started = 0.0
+        self.datapath = self._new_datapath()  # replaced by each that is started
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises QosError when it cannot start or go on."""
@@ -106,11 +108,12 @@ class Daemon:
     # ---- Start ----
 
     def _new_datapath(self) -> Datapath:
-        return Datapath(
+        datapath = Datapath(
             Path(f"{self.path}.dp"),
             lambda session, error, text: self.core.session_gone(session, error, text),
-            self._datapath_lost,
+            lambda reason: self._datapath_lost(datapath, reason),
         )
+        return datapath
 
     async def _listen_for_data(self, datapath: Datapath) -> int:
         """Give the datapath process its UDP socket; gives what that can hold."""
@@ -166,6 +169,10 @@ class Daemon:
         else:
             self.core.grace_over.set()
 
+    async def _reunite(self) -> None:
+        with contextlib.suppress(DatapathError):
+            await self.core.reunite()
+
     async def _grace(self) -> None:
         with contextlib.suppress(DatapathError):
             await self.core.grace()
@@ -205,34 +212,48 @@ class Daemon:
 
     # ---- The datapath process ends ----
 
-    def _datapath_lost(self, reason: str) -> None:
-        if not self._stop.is_set():
-            log.error("selened-dp (pid %d) is gone: %s; starting it again", self.datapath.pid, reason)
+    def _datapath_lost(self, datapath: Datapath, reason: str) -> None:
+        if datapath is self.datapath and not self._stop.is_set():
+            log.error("selened-dp (pid %d) is gone: %s; starting it again", datapath.pid, reason)
             self._spawn(self._replace_datapath())
 
     async def _replace_datapath(self) -> None:
         lived = time.monotonic() - self._started
+        core = self.core
         try:
-            self.core.remember()
+            core.remember(*core.clients.values())
             await self._drop_clients("the datapath process ended; it is started again: connect again")
             await self.datapath.kill()
             self._quick_failures = 0 if lived >= _QUICK_S else self._quick_failures + (not self.datapath.was_killed)
-            if self._quick_failures >= _FAILURES:
-                raise DatapathError(f"selened-dp failed {_FAILURES} times, each within {_QUICK_S:g} s; see above")
-            datapath = self._new_datapath()
-            await datapath.start(self.settings.datapath.arguments(), successor_of=self.datapath)
-            self.datapath = datapath
-            self._started = time.monotonic()
-            receive_bytes = await self._listen_for_data(datapath)
-            async with self.core.lock:
-                self.core.reset(datapath, receive_bytes)
-            self.core.grace_over.set()
-            assert self.core.peers is not None
-            await self.core.peers.restart()
+            datapath, receive_bytes = await self._successor()
+            async with core.lock:
+                core.reset(datapath, receive_bytes)
+            assert core.peers is not None
+            await core.peers.restart()
+            self._spawn(self._reunite())
             log.info("selened-dp %s (pid %d, host %08x) started", datapath.version, datapath.pid, datapath.host)
         except QosError as failure:
             self._failure = failure
             self._stop.set()
+
+    async def _successor(self) -> tuple[Datapath, int]:
+        """Start a datapath process in place of the one that died. Raises DatapathError after too many failures."""
+        while self._quick_failures < _FAILURES:
+            datapath = self._new_datapath()
+            try:
+                await datapath.start(self.settings.datapath.arguments(), successor_of=self.datapath)
+                receive_bytes = await self._listen_for_data(datapath)
+                datapath.check()
+            except (DatapathError, sockets.SocketError) as failure:
+                log.error("selened-dp did not start: %s", failure)
+                await datapath.kill()
+                self._quick_failures += 1
+                await asyncio.sleep(_AGAIN_S * self._quick_failures)
+                continue
+            self.datapath = datapath
+            self._started = time.monotonic()
+            return datapath, receive_bytes
+        raise DatapathError(f"selened-dp failed {_FAILURES} times, each within {_QUICK_S:g} s; see above")
 
     async def _stop_datapath(self) -> None:
         await self.datapath.stop()

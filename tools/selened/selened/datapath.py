@@ -180,6 +180,11 @@ class Datapath:
             os.close(self._pidfd)
             self._pidfd = -1
 
+    def check(self) -> None:
+        """Raises DatapathError when the connection is lost."""
+        if self._connection is None or self._connection.closed:
+            raise DatapathError("the datapath process is gone")
+
     @property
     def was_killed(self) -> bool:
         """Whether it ended by a SIGKILL that was not ours, which says nothing against the program."""

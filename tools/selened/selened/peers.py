@@ -100,7 +100,7 @@ class Peers:
                 self.links[address] = Link(self.core, address, lambda: self.hello, self._client_tls)
 
     async def restart(self) -> None:
-        """A new datapath process: greet everybody anew, since the host id is another."""
+        """A new datapath process: greet everybody anew, and say what there is when everybody is back."""
         for link in self.links.values():
             link.reconnect()
 

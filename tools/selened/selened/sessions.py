@@ -383,13 +383,13 @@ class Client:
         if known and packet.id in core.router.endpoints:
             raise RefusedError(errno.EEXIST, f"endpoint {packet.id:#x} is declared already")
         event_fd = event_fd_of(descriptors) if kind == SINK else -1
-        if not known:
+        kept = known or core.reclaim(packet.id, self.owner, kind, key)
+        if not kept:
             self._indices.add(packet.index)
             try:
                 await core.grace_over.wait()
             finally:
                 self._indices.discard(packet.index)
-        kept = known or core.reclaim(packet.id, self.owner, kind, key)
         endpoint = packet.id if kept else core.new_id()
         self.endpoints[endpoint] = LocalEndpoint(kind, packet.index, key, event_fd)
         self._indices.add(packet.index)
@@ -404,6 +404,10 @@ class Client:
         if (refusal := core.failed_edges.pop(endpoint, None)) is not None:
             await self._remove(endpoint)
             raise refusal
+        if kind == SOURCE and kept and not known:
+            await (
+                core.grace_over.wait()
+            )  # it waits for the answer, so that it does not send while its sinks are missing
         if core.peers is not None and core.grace_over.is_set():
             await core.peers.barrier(_ACKNOWLEDGED_S)
         return wire.build(
