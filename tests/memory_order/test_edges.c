@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Messages between processes of one host: borrow, emit, consume, release through the whole client library, with each way in which a
+ * sink sleeps when all its sources are local (tools/selened/client/sleep.c). Nobody sleeps for ever; nobody reads or overwrites a
+ * payload that is not his.
+ */
+#include "internal.h"
+
+#include <limits.h>
+
+#include "model_check.h"
+
+#define SOURCES 2
+#define SINKS 2
+#define DEPTH 8
+#define FD(sink) (MODEL_FD + (sink))
+
+static struct selene_session source_sessions[SOURCES], sink_sessions[SINKS];
+static struct selene_stream stream;
+static struct selene_source sources[SOURCES];
+static struct selene_sink sinks[SINKS];
+static struct memory memories[SOURCES];
+static struct pool_view views[SOURCES];
+static struct selene_counters counters[SOURCES + SINKS];
+static struct edge_out outs[SOURCES][SINKS], *out_lists[SOURCES][SINKS];
+static struct edge_in ins[SOURCES][SINKS], *in_lists[SINKS][SOURCES];
+static _Alignas(4096) uint8_t pools[SOURCES][SELENE_BELL_BYTES + 4096 + QOS_POOL_STRIDE];
+static _Alignas(QOS_CACHE_LINE) uint8_t links[SOURCES][SINKS][1024];
+static unsigned emitted[SOURCES], consumed[SINKS];
+
+#define FORWARD(source, sink) ((struct qos_ring *)(void *)(links[source][sink] + QOS_SHM_RINGS))
+#define BACK(source, sink)                                                                                             \
+    ((struct qos_ring *)(void *)(links[source][sink] + QOS_SHM_RINGS + sizeof(struct qos_ring) + 2 * DEPTH * 8))
+
+static void join(unsigned source, unsigned sink, bool alone)
+{
+    struct selene_source *from = &sources[source];
+    struct selene_sink *to = &sinks[sink];
+    struct edge_out *out = &outs[source][sink];
+    struct edge_in *in = &ins[source][sink];
+    void *link = links[source][sink];
+    free(out->shm.holds);
+    *out = (struct edge_out){.event_fd = FD(sink)};
+    *in = (struct edge_in){.view = &views[source]};
+    MODEL_ASSERT(qos_shm_size(DEPTH) <= sizeof links[0][0] && qos_shm_init(link, DEPTH) == 0);
+    MODEL_ASSERT(qos_shm_producer_open(&out->shm, link, DEPTH, &views[source].region) == 0);
+    MODEL_ASSERT(qos_shm_consumer_open(&in->shm, link, DEPTH, &views[source].region) == 0);
+    out->shm.link->alone = alone;
+    from->edges = out_lists[source];
+    from->edges[from->edge_count++] = out;
+    to->edges = in_lists[sink];
+    to->edges[to->edge_count++] = in;
+}
+
+static void setup_ends(void)
+{
+    memset(source_sessions, 0, sizeof source_sessions);
+    memset(sink_sessions, 0, sizeof sink_sessions);
+    memset(counters, 0, sizeof counters);
+    memset(emitted, 0, sizeof emitted);
+    memset(consumed, 0, sizeof consumed);
+    for (unsigned i = 0; i < SOURCES; i++) {
+        struct memory *m = &memories[i];
+        if (sources[i].cache)
+            qos_cache_discard(sources[i].cache);
+        qos_pool_free(m->pool);
+        memset(pools[i], 0, SELENE_BELL_BYTES + 4096);
+        *m = (struct memory){
+            .tx_base = pools[i], .pool = qos_pool_new(pools[i] + SELENE_BELL_BYTES, 1), .tx_buffers = 1};
+        views[i] = (struct pool_view){.base = pools[i], .region = *qos_pool_region(m->pool)};
+        memset(&sources[i], 0, sizeof sources[i]);
+        sources[i].session = &source_sessions[i];
+        sources[i].stream = &stream;
+        sources[i].memory = m;
+        sources[i].cache = qos_cache_new(m->pool);
+        sources[i].counters = &counters[i];
+    }
+    for (unsigned i = 0; i < SINKS; i++) {
+        memset(&sinks[i], 0, sizeof sinks[i]);
+        sinks[i].session = &sink_sessions[i];
+        sinks[i].stream = &stream;
+        sinks[i].event_fd = FD(i);
+        sinks[i].poll_fd = -1;
+        sinks[i].courtesy.skip = UINT32_MAX; /* it would look at the clock */
+        sinks[i].counters = &counters[SOURCES + i];
+    }
+}
+
+/* ---- What the threads do ---- */
+
+static void emit(unsigned source, uint32_t size)
+{
+    selene_buffer buffer;
+    if (selene_get_buffer(&sources[source], size, SELENE_DONTWAIT, &buffer) < 0)
+        return; /* the sink still has the only one */
+    *(uint64_t *)buffer.data = ++emitted[source];
+    MODEL_ASSERT(selene_emit(&sources[source], &buffer, 0) >= 0);
+}
+
+static void consume(unsigned sink)
+{
+    selene_buffer buffer;
+    MODEL_ASSERT(selene_consume_data(&sinks[sink], 0, &buffer) == 1);
+    consumed[sink]++;
+    MODEL_ASSERT(*(uint64_t *)buffer.data == buffer.sequence + 1);
+    MODEL_ASSERT(selene_release_buffer(&sinks[sink], &buffer) == 0);
+}
+
+static void emit_two(void)
+{
+    emit(0, 8);
+    emit(0, 8);
+}
+
+static void consume_two(void)
+{
+    consume(0);
+    consume(0);
+}
+
+static void emit_one(void)
+{
+    emit(model_self(), 8);
+}
+
+/* Of sink 0, after the threads of the sources; or of the sink with the number of its thread, after one source. */
+static void consume_as_second(void)
+{
+    consume(model_self() - 1);
+}
+
+/* The only slot there is, again and again: there is room for a payload of this size only when the last one is back. */
+static void emit_in_one_slot(void)
+{
+    for (int i = 0; i < 3; i++) {
+        emit(0, QOS_POOL_PAYLOAD - QOS_POOL_HEADROOM);
+        selene_source_drain(&sources[0]);
+    }
+}
+
+static void consume_if_any(void)
+{
+    selene_buffer buffer;
+    for (int i = 0; i < 3; i++) {
+        if (selene_consume_data(&sinks[0], SELENE_DONTWAIT, &buffer) != 1)
+            continue;
+        consumed[0]++;
+        MODEL_ASSERT(*(uint64_t *)buffer.data == consumed[0]);
+        MODEL_ASSERT(selene_release_buffer(&sinks[0], &buffer) == 0);
+    }
+}
+
+/* The service thread: something of the sink has changed. It must look, though no message comes. */
+static void change(void)
+{
+    qos_store_release(&sinks[0].changed, true);
+    selene_sink_wake(&sinks[0]);
+}
+
+static void await_change(void)
+{
+    while (!qos_exchange_acq_rel(&sinks[0].changed, false))
+        selene_sink_sleep(&sinks[0], UINT64_MAX);
+}
+
+/* ---- A sink of one source, alone: asleep on its link ---- */
+
+static void setup_link(void)
+{
+    setup_ends();
+    join(0, 0, true);
+}
+
+static void test_sleep_on_link(void)
+{
+    static const struct model model = {setup_link, {emit_two, consume_two}, NULL};
+    MODEL_CHECK(&model, {"no fence in the waker", 0, MODEL_FENCE, NULL}, {"no fence in the sleeper", 1, MODEL_FENCE, NULL},
+                {"publish relaxed", 0, MODEL_STORE, &FORWARD(0, 0)->tail},
+                {"the sink's look relaxed", 1, MODEL_LOAD, &FORWARD(0, 0)->tail}, );
+}
+
+static void test_change_on_link(void)
+{
+    static const struct model model = {setup_link, {change, await_change}, NULL};
+    MODEL_CHECK(&model, {"no fence in the waker", 0, MODEL_FENCE, NULL},
+                {"no fence in the sleeper", 1, MODEL_FENCE, NULL}, );
+}
+
+/* ---- Several sinks of one source: asleep on its bell ---- */
+
+static void setup_bell(void)
+{
+    setup_ends();
+    join(0, 0, false);
+}
+
+static void setup_two_on_bell(void)
+{
+    setup_bell();
+    join(0, 1, false);
+}
+
+static void test_sleep_on_bell(void)
+{
+    static const struct model model = {setup_bell, {emit_two, consume_two}, NULL};
+    MODEL_CHECK(&model, {"no fence in the waker", 0, MODEL_FENCE, NULL},
+                {"no fence in the sleeper", 1, MODEL_FENCE, NULL}, );
+}
+
+static void test_two_sleep_on_bell(void)
+{
+    static const struct model model = {setup_two_on_bell, {emit_one, consume_as_second, consume_as_second}, NULL};
+    MODEL_CHECK(&model, {"no fence in the waker", 0, MODEL_FENCE, NULL},
+                {"no fence in one sleeper", 2, MODEL_FENCE, NULL}, );
+}
+
+/* ---- Several sources: asleep on the eventfd ---- */
+
+static void setup_two_sources(void)
+{
+    setup_ends();
+    join(0, 0, true);
+    join(1, 0, true);
+}
+
+static void consume_of_two(void)
+{
+    consume(0);
+    consume(0);
+}
+
+static void test_sleep_on_eventfd(void)
+{
+    static const struct model model = {setup_two_sources, {emit_one, emit_one, consume_of_two}, NULL};
+    MODEL_CHECK(&model, {"no fence in one waker", 1, MODEL_FENCE, NULL},
+                {"no fence in the sleeper", 2, MODEL_FENCE, NULL}, );
+}
+
+static void test_change_on_eventfd(void)
+{
+    static const struct model model = {setup_two_sources, {change, await_change}, NULL};
+    MODEL_CHECK(&model, {"no fence in the waker", 0, MODEL_FENCE, NULL},
+                {"no fence in the sleeper", 1, MODEL_FENCE, NULL}, );
+}
+
+/* ---- Slots come back and are used again ---- */
+
+static void test_slot_is_used_again(void)
+{
+    static const struct model model = {setup_link, {emit_in_one_slot, consume_if_any}, NULL};
+    MODEL_CHECK(&model, {"publish relaxed", 0, MODEL_STORE, &FORWARD(0, 0)->tail},
+                {"the sink's look relaxed", 1, MODEL_LOAD, &FORWARD(0, 0)->tail},
+                {"release relaxed", 1, MODEL_STORE, &BACK(0, 0)->tail},
+                {"the source's look relaxed", 0, MODEL_LOAD, &BACK(0, 0)->tail}, );
+}
+
+int main(void)
+{
+    CHECK_RUN(test_sleep_on_link);
+    CHECK_RUN(test_change_on_link);
+    CHECK_RUN(test_sleep_on_bell);
+    CHECK_RUN(test_two_sleep_on_bell);
+    CHECK_RUN(test_sleep_on_eventfd);
+    CHECK_RUN(test_change_on_eventfd);
+    CHECK_RUN(test_slot_is_used_again);
+    return check_done();
+}
