@@ -7,8 +7,11 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stddef.h>
+#include <stdarg.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "model.h"
@@ -139,17 +142,6 @@ static ssize_t take(int fd, ssize_t size)
     return -1;
 }
 
-static bool readable(const void *count)
-{
-    return *(const uint32_t *)count > 0;
-}
-
-void model_wait_readable(int fd)
-{
-    model_step(readable, &k.counts[fd - MODEL_FD]);
-    k.counts[fd - MODEL_FD] = 0;
-}
-
 ssize_t __real_write(int fd, const void *data, size_t size);
 ssize_t __wrap_write(int fd, const void *data, size_t size)
 {
@@ -207,4 +199,49 @@ int __wrap_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout, c
         model_note((uint64_t)fds[i].revents);
     }
     return found;
+}
+
+/* ---- epoll, edge triggered: a descriptor is reported once for all that was written to it since ---- */
+
+static void *watched[MODEL_FDS];
+
+void model_watch(int fd, void *tag)
+{
+    watched[fd - MODEL_FD] = tag;
+}
+
+static bool any_event(const void *argument)
+{
+    (void)argument;
+    for (int i = 0; i < MODEL_FDS; i++)
+        if (watched[i] && k.counts[i] > 0)
+            return true;
+    return false;
+}
+
+static long epoll_pwait_events(struct epoll_event *events, int room, int timeout)
+{
+    int n = 0;
+    model_step(timeout ? any_event : NULL, NULL);
+    for (int i = 0; i < MODEL_FDS && n < room; i++) {
+        if (!watched[i] || k.counts[i] == 0)
+            continue;
+        events[n++] = (struct epoll_event){.events = EPOLLIN, .data.ptr = watched[i]};
+        k.counts[i] = 0;
+        model_note((uint64_t)i + 1);
+    }
+    return n;
+}
+
+long __wrap_syscall(long number, ...)
+{
+    va_list list;
+    va_start(list, number);
+    (void)va_arg(list, int); /* there is but one epoll */
+    struct epoll_event *events = va_arg(list, struct epoll_event *);
+    int room = va_arg(list, int), timeout = va_arg(list, int);
+    va_end(list);
+    if (number != SYS_epoll_pwait)
+        model_fail("a system call that is not modelled");
+    return epoll_pwait_events(events, room, timeout);
 }

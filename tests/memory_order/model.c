@@ -53,11 +53,11 @@ struct word {
 
 /* Plain accesses to one byte: the last write and the last reads since then. */
 struct cell {
-    uint64_t execution;
     uint16_t written, read[MODEL_THREADS];
     uint8_t writer;
 };
 struct shadow {
+    uint64_t execution;
     uintptr_t granule; /* address / 8 */
     struct cell bytes[8];
 };
@@ -546,42 +546,47 @@ void model_release_to(const void *lock)
 
 /* ---- Plain accesses ---- */
 
-static struct cell *cell_of(uintptr_t byte)
+static struct cell *cells_of(uintptr_t granule)
 {
-    uintptr_t granule = byte / 8;
-    unsigned at = (unsigned)(granule * UINT64_C(0x9e3779b97f4a7c15) >> 49) % SHADOW;
+    unsigned at = (unsigned)(granule * UINT64_C(0x9e3779b97f4a7c15) >> 51) % SHADOW;
     for (unsigned tried = 0; shadows[at].granule && shadows[at].granule != granule; at = (at + 1) % SHADOW)
         if (++tried == SHADOW)
             model_fail("too much plain memory");
-    shadows[at].granule = granule;
-    struct cell *c = &shadows[at].bytes[byte % 8];
-    if (c->execution != m.execution)
-        *c = (struct cell){.execution = m.execution, .writer = NOBODY};
-    return c;
+    struct shadow *x = &shadows[at];
+    if (x->execution != m.execution) {
+        *x = (struct shadow){.execution = m.execution, .granule = granule};
+        for (unsigned i = 0; i < 8; i++)
+            x->bytes[i].writer = NOBODY;
+    }
+    return x->bytes;
+}
+
+static void plain_byte(struct cell *c, const volatile void *address, bool write)
+{
+    const uint16_t *clock = m.threads[m.self].now.clock;
+    bool race = c->writer != NOBODY && c->writer != m.self && c->written > clock[c->writer];
+    for (unsigned t = 0; write && t < m.count; t++)
+        race = race || (t != m.self && c->read[t] > clock[t]);
+    if (race) {
+        m.steps++;
+        trace(write ? "racing write" : "racing read", address, 0, 0);
+        model_fail("a data race");
+    }
+    if (write)
+        *c = (struct cell){.writer = (uint8_t)m.self, .written = clock[m.self]};
+    else
+        c->read[m.self] = clock[m.self];
 }
 
 void model_plain(const volatile void *address, unsigned size, bool write)
 {
-    if (!m.active)
+    if (!m.active || (uintptr_t)address - (uintptr_t)stacks[m.self] < STACK) /* its own stack is taken for private */
         return;
-    const uint16_t *clock = m.threads[m.self].now.clock;
-    for (unsigned i = 0; i < size; i++) {
-        struct cell *c = cell_of((uintptr_t)address + i);
-        bool race = c->writer != NOBODY && c->writer != m.self && c->written > clock[c->writer];
-        for (unsigned t = 0; write && t < m.count; t++)
-            race = race || (t != m.self && c->read[t] > clock[t]);
-        if (race) {
-            trace(write ? "racing write" : "racing read", address, 0, 0);
-            m.steps++;
-            model_fail("a data race");
-        }
-        if (write) {
-            c->writer = (uint8_t)m.self;
-            c->written = clock[m.self];
-            memset(c->read, 0, sizeof c->read);
-        } else {
-            c->read[m.self] = clock[m.self];
-        }
+    struct cell *cells = NULL;
+    for (uintptr_t at = (uintptr_t)address, end = at + size; at < end; at++) {
+        if (!cells || at % 8 == 0)
+            cells = cells_of(at / 8);
+        plain_byte(&cells[at % 8], address, write);
     }
 }
 

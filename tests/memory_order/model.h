@@ -79,10 +79,10 @@ void model_release_to(const void *lock);
 /* kernel.c: between executions; and what it adds to the state. */
 void model_kernel_reset(void);
 uint64_t model_kernel_state(void);
-/* eventfds and a datagram socket's doorbell: descriptors that exist in the model alone. */
+/* eventfds, and sockets of which only one thing matters, whether they are readable: descriptors that exist in the model alone. */
 #define MODEL_FD 1000
-#define MODEL_FDS 8
-/* A blocked thread waits for this: the descriptor is readable. */
-void model_wait_readable(int fd);
+#define MODEL_FDS 4
+/* The only epoll there is looks at it, edge triggered. */
+void model_watch(int fd, void *tag);
 
 #endif
