@@ -25,7 +25,9 @@ static struct pool_view views[SOURCES];
 static struct selene_counters counters[SOURCES + SINKS];
 static struct edge_out outs[SOURCES][SINKS], *out_lists[SOURCES][SINKS];
 static struct edge_in ins[SOURCES][SINKS], *in_lists[SINKS][SOURCES];
+static struct local_flow flows[SOURCES][SINKS];
 static _Alignas(4096) uint8_t pools[SOURCES][SELENE_BELL_BYTES + 4096 + QOS_POOL_STRIDE];
+static _Alignas(4096) uint8_t page[SELENE_PAGE_SIZE];
 static _Alignas(QOS_CACHE_LINE) uint8_t links[SOURCES][SINKS][1024];
 static unsigned emitted[SOURCES], consumed[SINKS];
 
@@ -47,10 +49,13 @@ static void join(unsigned source, unsigned sink, bool alone)
     struct selene_sink *to = &sinks[sink];
     struct edge_out *out = &outs[source][sink];
     struct edge_in *in = &ins[source][sink];
+    struct local_flow *flow = &flows[source][sink];
     void *link = links[source][sink];
     free(out->shm.holds);
     *out = (struct edge_out){.event_fd = FD(sink)};
-    *in = (struct edge_in){.view = &views[source]};
+    *flow = (struct local_flow){.next = to->flows, .source = source, .edges = 1};
+    *in = (struct edge_in){.source = source, .view = &views[source], .flow = flow};
+    to->flows = flow;
     MODEL_ASSERT(qos_shm_size(DEPTH) <= sizeof links[0][0] && qos_shm_init(link, DEPTH) == 0);
     MODEL_ASSERT(qos_shm_producer_open(&out->shm, link, DEPTH, &views[source].region) == 0);
     MODEL_ASSERT(qos_shm_consumer_open(&in->shm, link, DEPTH, &views[source].region) == 0);
@@ -58,6 +63,7 @@ static void join(unsigned source, unsigned sink, bool alone)
     from->edges = out_lists[source];
     from->edges[from->edge_count++] = out;
     to->edges = in_lists[sink];
+    to->edge_room = SOURCES;
     to->edges[to->edge_count++] = in;
 }
 
@@ -270,6 +276,43 @@ static void test_slot_is_used_again(void)
                 {"the source's look relaxed", 0, MODEL_LOAD, &BACK(0, 0)->tail}, );
 }
 
+/* ---- A source that is announced while the application asks whether there is anything: it is not forgotten ---- */
+
+static void setup_announced(void)
+{
+    setup_two_sources();
+    sinks[0].edge_count = 1;
+    flows[1][0].edges = 0;
+    sink_sessions[0].memory = &memories[0];
+    memories[0].references = 2;
+    memories[0].page = (struct selene_page *)(void *)page;
+}
+
+static void announce(void)
+{
+    pthread_mutex_lock(&sink_sessions[0].lock);
+    sinks[0].inbox = &ins[1][0];
+    qos_store_release(&sinks[0].changed, true);
+    pthread_mutex_unlock(&sink_sessions[0].lock);
+}
+
+static void ask(void)
+{
+    MODEL_ASSERT(selene_data_available(&sinks[0], SELENE_DONTWAIT) >= 0);
+}
+
+static void check_announced(void)
+{
+    if (sinks[0].edge_count == 1 && !sinks[0].changed)
+        model_fail("a source was announced, and nobody will look");
+}
+
+static void test_source_is_announced(void)
+{
+    static const struct model model = {setup_announced, {announce, ask}, check_announced};
+    MODEL_SOUND(&model);
+}
+
 int main(void)
 {
     CHECK_RUN(test_sleep_on_link);
@@ -279,5 +322,6 @@ int main(void)
     CHECK_RUN(test_sleep_on_eventfd);
     CHECK_RUN(test_change_on_eventfd);
     CHECK_RUN(test_slot_is_used_again);
+    CHECK_RUN(test_source_is_announced);
     return check_done();
 }
