@@ -56,9 +56,12 @@ struct cell {
     uint16_t written, read[MODEL_THREADS];
     uint8_t writer;
 };
+/* Eight bytes. As with words, only those are watched that one thread writes and another touches. */
 struct shadow {
-    uint64_t execution;
     uintptr_t granule; /* address / 8 */
+    uint8_t touched, written;
+    bool shared;
+    uint64_t execution;
     struct cell bytes[8];
 };
 
@@ -546,19 +549,28 @@ void model_release_to(const void *lock)
 
 /* ---- Plain accesses ---- */
 
-static struct cell *cells_of(uintptr_t granule)
+/* NULL: nobody else is concerned. */
+static struct cell *cells_of(uintptr_t granule, bool write)
 {
     unsigned at = (unsigned)(granule * UINT64_C(0x9e3779b97f4a7c15) >> 51) % SHADOW;
     for (unsigned tried = 0; shadows[at].granule && shadows[at].granule != granule; at = (at + 1) % SHADOW)
         if (++tried == SHADOW)
             model_fail("too much plain memory");
     struct shadow *x = &shadows[at];
-    if (x->execution != m.execution) {
-        *x = (struct shadow){.execution = m.execution, .granule = granule};
+    x->granule = granule;
+    x->touched |= (uint8_t)(1u << m.self);
+    x->written |= (uint8_t)(write << m.self);
+    if (!x->shared && x->written && (x->touched & (x->touched - 1))) {
+        x->shared = m.restart = true;
+        leave();
+    }
+    if (x->shared && x->execution != m.execution) {
+        x->execution = m.execution;
+        memset(x->bytes, 0, sizeof x->bytes);
         for (unsigned i = 0; i < 8; i++)
             x->bytes[i].writer = NOBODY;
     }
-    return x->bytes;
+    return x->shared ? x->bytes : NULL;
 }
 
 static void plain_byte(struct cell *c, const volatile void *address, bool write)
@@ -582,11 +594,10 @@ void model_plain(const volatile void *address, unsigned size, bool write)
 {
     if (!m.active || (uintptr_t)address - (uintptr_t)stacks[m.self] < STACK) /* its own stack is taken for private */
         return;
-    struct cell *cells = NULL;
-    for (uintptr_t at = (uintptr_t)address, end = at + size; at < end; at++) {
-        if (!cells || at % 8 == 0)
-            cells = cells_of(at / 8);
-        plain_byte(&cells[at % 8], address, write);
+    for (uintptr_t at = (uintptr_t)address, end = at + size; at < end; at = (at / 8 + 1) * 8) {
+        struct cell *cells = cells_of(at / 8, write);
+        for (uintptr_t byte = at; cells && byte < end && byte / 8 == at / 8; byte++)
+            plain_byte(&cells[byte % 8], address, write);
     }
 }
 
