@@ -6,8 +6,8 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stddef.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -39,7 +39,8 @@ uint64_t model_kernel_state(void)
 {
     uint64_t h = 0;
     const uint8_t *bytes = (const uint8_t *)&k;
-    for (size_t i = 0; i < offsetof(__typeof__(k), mutexes); i++) /* who holds a mutex follows from what the threads did */
+    for (size_t i = 0; i < offsetof(__typeof__(k), mutexes);
+         i++) /* who holds a mutex follows from what the threads did */
         h = (h ^ bytes[i]) * UINT64_C(0x100000001b3);
     return h;
 }

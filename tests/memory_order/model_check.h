@@ -19,7 +19,7 @@ static inline void model_sound_(const struct model *model, const char *file, int
 }
 
 static inline void model_broken_(const struct model *model, const struct model_mutant *mutants, unsigned n,
-                                const char *file, int line)
+                                 const char *file, int line)
 {
     for (unsigned i = 0; i < n; i++) {
         struct model_result result = model_explore(model, &mutants[i]);

@@ -96,7 +96,8 @@ static void data_thread_takes(void)
 static void test_data_thread_sleeps(void)
 {
     static const struct model model = {setup, {client_pushes, data_thread_takes}, NULL};
-    MODEL_CHECK(&model, {"no fence in the client", 0, MODEL_FENCE, NULL}, {"no fence in the data thread", 1, MODEL_FENCE, NULL},
+    MODEL_CHECK(&model, {"no fence in the client", 0, MODEL_FENCE, NULL},
+                {"no fence in the data thread", 1, MODEL_FENCE, NULL},
                 {"publish relaxed", 0, MODEL_STORE, &((struct qos_ring *)(void *)tx)->tail}, );
 }
 

@@ -202,7 +202,8 @@ static void setup_link(void)
 static void test_sleep_on_link(void)
 {
     static const struct model model = {setup_link, {emit_two, consume_two}, NULL};
-    MODEL_CHECK(&model, {"no fence in the waker", 0, MODEL_FENCE, NULL}, {"no fence in the sleeper", 1, MODEL_FENCE, NULL},
+    MODEL_CHECK(&model, {"no fence in the waker", 0, MODEL_FENCE, NULL},
+                {"no fence in the sleeper", 1, MODEL_FENCE, NULL},
                 {"publish relaxed", 0, MODEL_STORE, &FORWARD(0, 0)->tail},
                 {"the sink's look relaxed", 1, MODEL_LOAD, &FORWARD(0, 0)->tail}, );
 }

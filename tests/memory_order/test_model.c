@@ -176,7 +176,11 @@ THREAD(plain0_late, WREL(y, 1); plain = 1)
 THREAD(plain0_relaxed, plain = 1; W(y, 1))
 THREAD(plain1, if (RACQ(y)) r[0] = plain)
 THREAD(plain1_relaxed, if (R(y)) r[0] = plain)
-THREAD(plain1_fence, if (R(y)) { F(acquire); r[0] = plain; })
+THREAD(
+    plain1_fence, if (R(y)) {
+        F(acquire);
+        r[0] = plain;
+    })
 OUTCOME(stale, r[0] == 0)
 
 static void test_plain_races(void)
