@@ -127,12 +127,16 @@ static bool ours(int fd)
 
 static void add(int fd)
 {
+    if (!ours(fd))
+        model_fail("a descriptor that is not modelled");
     model_step(NULL, NULL);
     k.counts[fd - MODEL_FD]++;
 }
 
 static ssize_t take(int fd, ssize_t size)
 {
+    if (!ours(fd))
+        model_fail("a descriptor that is not modelled");
     model_step(NULL, NULL);
     uint32_t count = k.counts[fd - MODEL_FD];
     k.counts[fd - MODEL_FD] = 0;

@@ -7,6 +7,7 @@
 #include "internal.h"
 
 #include <malloc.h>
+#include <poll.h>
 
 #include "model_check.h"
 
@@ -272,6 +273,31 @@ static void test_change_on_eventfd(void)
                 {"no fence in the sleeper", 1, MODEL_FENCE, NULL}, );
 }
 
+/* ---- A sink whose descriptor the application polls, and consumes from when it is readable ---- */
+
+static void setup_polled(void)
+{
+    setup_link();
+    sinks[0].poll_fd = FD(0); /* what it is made of: here the eventfd alone */
+}
+
+static void poll_and_consume(void)
+{
+    selene_buffer buffer;
+    while (selene_consume_data(&sinks[0], SELENE_DONTWAIT, &buffer) != 1) {
+        struct pollfd readable = {FD(0), POLLIN, 0};
+        MODEL_ASSERT(ppoll(&readable, 1, NULL, NULL) == 1);
+    }
+    MODEL_ASSERT(selene_release_buffer(&sinks[0], &buffer) == 0);
+}
+
+static void test_armed_for_poll(void)
+{
+    static const struct model model = {setup_polled, {emit_one, poll_and_consume}, NULL};
+    MODEL_CHECK(&model, {"no fence in the waker", 0, MODEL_FENCE, NULL},
+                {"no fence in the sink", 1, MODEL_FENCE, NULL}, );
+}
+
 /* ---- Slots come back and are used again ---- */
 
 static void setup_slot(void)
@@ -334,6 +360,7 @@ int main(void)
     CHECK_RUN(test_two_sleep_on_bell);
     CHECK_RUN(test_sleep_on_eventfd);
     CHECK_RUN(test_change_on_eventfd);
+    CHECK_RUN(test_armed_for_poll);
     CHECK_RUN(test_slot_is_used_again);
     CHECK_RUN(test_source_is_announced);
     return check_done();
