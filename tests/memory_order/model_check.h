@@ -10,6 +10,7 @@
 
 static inline void model_sound_(const struct model *model, const char *file, int line)
 {
+    alarm(CHECK_WATCHDOG_S);
     struct model_result result = model_explore(model, NULL);
     printf("%s: %" PRIu64 " executions, %" PRIu64 " states\n", check_state.test, result.executions, result.states);
     if (check_true(result.error == NULL && result.executions > 0, file, line, "sound"))
@@ -22,6 +23,7 @@ static inline void model_broken_(const struct model *model, const struct model_m
                                  const char *file, int line)
 {
     for (unsigned i = 0; i < n; i++) {
+        alarm(CHECK_WATCHDOG_S); /* for each search, which is seconds where the processor is free */
         struct model_result result = model_explore(model, &mutants[i]);
         printf("    %s: %s\n", mutants[i].what, result.error ? result.error : "not found");
         check_true(result.error != NULL, file, line, mutants[i].what);
