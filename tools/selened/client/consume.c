@@ -308,10 +308,11 @@ int selene_data_available(selene_sink *sink, int flags)
             (void)selene_receive(s, 0);
             selene_receiver_leave(s);
         }
-        bool edge_going = qos_load_relaxed(&sink->changed);
-        qos_store_relaxed(&sink->changed, false);
+        /* in one step: what the service thread announces in between must not be taken for this */
+        bool edge_going = qos_exchange_acq_rel(&sink->changed, false);
         bool ready = selene_sink_ready(sink);
-        qos_store_relaxed(&sink->changed, edge_going || qos_load_relaxed(&sink->changed));
+        if (edge_going)
+            qos_store_relaxed(&sink->changed, true);
         if (ready || flags & SELENE_DONTWAIT)
             return ready;
         selene_sink_sleep(sink, SLICE_SLEEP_NS);

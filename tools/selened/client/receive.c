@@ -31,7 +31,7 @@ bool selene_receiver_enter(struct selene_session *s, const struct selene_sink *s
     return true;
 }
 
-/* Let those behind the receiver look round. The caller has passed a full barrier since what they are to see: it pairs with the fence in
+/* Let those behind the receiver look round. The caller has passed a fence since what they are to see: it pairs with the fence in
  * sleep.c's sleep_behind_receiver. */
 void selene_next_turn(struct selene_session *s)
 {
@@ -43,7 +43,8 @@ void selene_next_turn(struct selene_session *s)
 
 void selene_receiver_leave(struct selene_session *s)
 {
-    (void)atomic_exchange(&s->receiving, 0);
+    qos_store_release(&s->receiving, 0); /* pairs with the exchange in selene_receiver_enter */
+    qos_fence_seq_cst();                 /* not an exchange: what follows one may be done before it */
     selene_next_turn(s);
 }
 

@@ -36,7 +36,10 @@ static void wake(struct dp_session *s)
 {
     uint32_t how = waiting(s);
     if (how == SELENE_WAIT_FUTEX) {
-        qos_futex_wake((const _Atomic uint32_t *)(const void *)&s->page->waiting, INT_MAX);
+        /* the word changes first, so that this cannot come between the client's last look and its sleep */
+        _Atomic uint32_t *word = (_Atomic uint32_t *)(void *)&s->page->waiting;
+        if (qos_cas_acq_rel(word, &how, SELENE_AWAKE))
+            qos_futex_wake(word, INT_MAX);
     } else if (how == SELENE_WAIT_FD) {
         /* a full socket is readable already */
         if (send(s->doorbell, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)

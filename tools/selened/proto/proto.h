@@ -394,7 +394,7 @@ struct selene_counters {
 #define SELENE_PAGE_SIZE (SELENE_PAGE_COUNTERS + SELENE_MAX_ENDPOINTS * 128)
 
 /* First page of the session page. `dp_sleeping` is written by the datapath process, which never reads it; `waiting` is written by the
- * client; the datapath process only compares it and at worst makes a needless wake-up. */
+ * client; the datapath process only compares it, sets 1 to 0 before it wakes, and at worst makes a needless wake-up. */
 struct selene_page {
     uint32_t magic;
     uint32_t version;
