@@ -201,7 +201,9 @@ static int look(struct selene_sink *sink, selene_buffer *buffer)
 {
     struct selene_session *s = sink->session;
     int rc = selene_sink_next(sink, buffer);
-    if (rc != 0 || qos_load_relaxed(&sink->remotes) == 0 || !selene_receiver_enter(s, sink))
+    /* a poll loop wakes for what has come for others of the session too, and would not sleep again if nobody took it */
+    bool network = qos_load_relaxed(&sink->remotes) > 0 || sink->poll_fd >= 0;
+    if (rc != 0 || !network || !selene_receiver_enter(s, sink))
         return rc;
     (void)selene_receive(s, 0);
     selene_receiver_leave(s);
@@ -216,9 +218,7 @@ static int arm(struct selene_sink *sink, selene_buffer *buffer)
     (void)ignored;
     qos_store_relaxed(&sink->armed, true);
     selene_edges_wait(sink, QOS_SHM_ON_FD);
-    if (qos_load_relaxed(&sink->session->ring_used))
-        __atomic_store_n(&sink->memory->page->waiting, SELENE_WAIT_FD, __ATOMIC_RELAXED);
-    qos_fence_seq_cst(); /* pairs with the fences of producers, receiver and datapath process */
+    qos_fence_seq_cst(); /* pairs with the fences of producers and receiver; the receive ring is armed by who looks at it */
     return look(sink, buffer);
 }
 

@@ -325,6 +325,7 @@ struct selene_session {
     _Atomic uint32_t open_batches;
     /* reception */
     _Atomic bool ring_used;     /* something may come through the receive ring */
+    _Atomic bool polled;        /* a poll loop watches the doorbell */
     _Atomic uint32_t receiving; /* 1: somebody is the receiver */
     _Atomic uint32_t turn;      /* futex: bumped when the receiver leaves or queues for another sink */
     _Atomic uint32_t followers;

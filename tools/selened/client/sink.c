@@ -209,6 +209,7 @@ int selene_sink_fd(selene_sink *sink)
     (void)epoll_ctl(fd, EPOLL_CTL_ADD, sink->event_fd, &own);
     sink->poll_fd = fd;
     watch(sink);
+    qos_store_relaxed(&sink->session->polled, true);
     sink->spin = false;
     selene_edges_wait(sink, QOS_SHM_AWAKE);
     /* From here on it sleeps. A producer that still believes it never does has looked without a fence: let every processor pass one. */
