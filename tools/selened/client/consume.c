@@ -80,6 +80,8 @@ static int next_local(struct selene_sink *sink, selene_buffer *out)
                                 : header_u64(m.data, 32);
         (void)selene_sequence(of, sequence, sink->counters);
         edge->held++;
+        if (QOS_UNLIKELY(sink->stamps))
+            sink->stamps->system_ns = qos_clock_stamp_ns();
         *out = (selene_buffer){.data = (void *)(uintptr_t)m.data,
                                .size = m.length,
                                .sequence = sequence,
@@ -136,6 +138,8 @@ static int next_remote(struct selene_sink *sink, selene_buffer *out)
         uint64_t sequence = item->wire.sequence + sink->current_index++;
         if (selene_sequence(&flow->sequence, sequence, sink->counters) == SEQUENCE_DUPLICATE)
             continue;
+        if (QOS_UNLIKELY(sink->stamps))
+            sink->stamps->system_ns = item->arrived_ns;
         /* with its last message the datagram's own reference is handed on */
         if (sink->current_index == item->wire.count)
             sink->current.item = NULL;
@@ -164,6 +168,8 @@ int selene_sink_next(struct selene_sink *sink, selene_buffer *buffer)
         sink->held++;
         count(&sink->counters->messages, 1);
         count(&sink->counters->bytes, buffer->size);
+        if (QOS_UNLIKELY(sink->stamps))
+            sink->stamps->api_ns = qos_clock_stamp_ns();
     }
     return rc;
 }

@@ -146,6 +146,7 @@ static bool deliver(struct selene_session *s, const struct arrival *a, const str
     item->slice = a->slice;
     item->memory = NULL;
     item->remote = r;
+    item->arrived_ns = s->arrived_ns;
     qos_store_relaxed(&item->references, r->sinks);
     qos_store_relaxed(&item->untaken, r->sinks);
     qos_store_relaxed(&item->busy, true);
@@ -226,6 +227,13 @@ static uint32_t slab_free(struct selene_session *s, uint32_t from)
     return RX_SLABS;
 }
 
+/* Something has come from the kernel or the ring. */
+static void stamp_arrival(struct selene_session *s)
+{
+    if (QOS_UNLIKELY(qos_load_relaxed(&s->stamping)))
+        s->arrived_ns = qos_clock_stamp_ns();
+}
+
 static int take_packet(struct selene_session *s, const struct qos_packet *p)
 {
     bool copy = p->length <= RX_COPYBREAK;
@@ -286,6 +294,7 @@ static int receive_socket(struct selene_session *s, uint64_t timeout_ns)
     int n = timeout_ns ? udp->ops->rx_wait(udp, &p, timeout_ns) : udp->ops->rx(udp, &p, 1);
     if (n != 1)
         return 0;
+    stamp_arrival(s);
     adapt(s, udp);
     return take_packet(s, &p);
 }
@@ -314,6 +323,7 @@ static int receive_ring(struct selene_session *s)
     }
     for (int i = 0; i < most && qos_ring_peek(&m->relay_rx) >= 2 && qos_ring_pop(&m->relay_rx, words, 2) == 2; i++) {
         struct arrival a = {.size = (uint32_t)words[1], .slice = words[0]};
+        stamp_arrival(s);
         a.data = qos_slice_locate(&m->rx, a.slice, a.size, 0);
         bool keep = false;
         if (a.data) {

@@ -281,6 +281,7 @@ void selene_close_sink(selene_sink *sink)
     if (!sink)
         return;
     struct selene_session *s = sink->session;
+    selene_sink_stamp(sink, NULL);
     selene_dispatch_enter(s);
     selene_remotes_forget(s, sink); /* the receiver queues nothing from here on */
     selene_sink_discard(sink);
@@ -319,6 +320,15 @@ void selene_close_sink(selene_sink *sink)
     free(sink->queue);
     selene_stream_drop(sink->stream);
     free(sink);
+}
+
+void selene_sink_stamp(selene_sink *sink, selene_stamps *stamps)
+{
+    if (stamps && !sink->stamps)
+        qos_add_relaxed(&sink->session->stamping, 1);
+    else if (!stamps && sink->stamps)
+        qos_sub_acq_rel(&sink->session->stamping, 1);
+    sink->stamps = stamps;
 }
 
 uint64_t selene_sink_id(const selene_sink *sink)
