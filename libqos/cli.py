@@ -61,6 +61,10 @@ class PipeClosedError(Exception):
     """The reader of stdout has gone. No OSError, which click would turn into its own exit code."""
 
 
+class InterruptedCommandError(Exception):
+    """Ctrl-C. No KeyboardInterrupt, at which click would print an empty line."""
+
+
 class Command(click.Command):
     """A command of the family; for a subcommand outside of `@group.command()` give it as `cls=cli.Command`."""
 
@@ -87,6 +91,8 @@ class Command(click.Command):
             return super().invoke(ctx)
         except BrokenPipeError as error:
             raise PipeClosedError from error
+        except KeyboardInterrupt as error:
+            raise InterruptedCommandError from error
 
 
 class Group(Command, click.Group):
@@ -134,9 +140,7 @@ def run(target: click.Command, arguments: Sequence[str] | None = None) -> int:
         result = target.main(arguments, prog_name=name, standalone_mode=False)
         status = result if type(result) is int else OK
         sys.stdout.flush()
-    except click.exceptions.Abort:  # click's word for KeyboardInterrupt
-        status = INTERRUPTED
-    except KeyboardInterrupt:
+    except (InterruptedCommandError, click.exceptions.Abort, KeyboardInterrupt):  # Abort: click's word for the same
         status = INTERRUPTED
     except click.UsageError as error:
         _print_usage_error(name, error)

@@ -48,7 +48,7 @@ def raising(error: BaseException) -> click.Command:
         (OSError("plain"), 1, "qos-test: error: plain\n"),
         (click.UsageError("no"), 2, "qos-test: error: no (see qos-test --help)\n"),
         (click.FileError("f", "gone"), 1, "qos-test: error: Could not open file 'f': gone\n"),
-        (KeyboardInterrupt(), 130, "\n"),
+        (KeyboardInterrupt(), 130, ""),
         (BrokenPipeError(32, "Broken pipe"), 0, ""),
         (SystemExit(7), 7, ""),
     ],
@@ -58,6 +58,20 @@ def test_errors_end_in_one_line_and_a_status(
 ) -> None:
     assert cli.run(raising(error), []) == status
     assert capfd.readouterr().err == message
+
+
+def test_an_interrupted_subcommand_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    @cli.group("qos-test")
+    def top() -> None:
+        """Several things."""
+
+    @top.command()
+    def wait() -> None:
+        """Wait."""
+        raise KeyboardInterrupt
+
+    assert cli.run(top, ["wait"]) == 130
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_bug_keeps_its_traceback() -> None:
