@@ -245,12 +245,28 @@ def test_a_reliable_source_waits_for_a_slow_sink(session: selene.Session, connec
     assert source.stats().again > 0
 
 
-def test_a_best_effort_source_counts_what_a_slow_sink_misses(pair: Pair) -> None:
+def test_a_best_effort_source_counts_what_a_slow_sink_misses(pair: Pair, shared_daemon: Any, until: Until) -> None:
     source, sink = pair
     assert source.send_many([b"x"] * 3000) == 3000
     dropped = source.stats().dropped_slow
     assert dropped > 0
     assert sink.stats().dropped == dropped
+
+    def reported() -> int:
+        records = {record.get("id"): record for record in shared_daemon.ask("stats")}
+        return int(records[f"{sink.id:016x}"]["dropped"])
+
+    until(lambda: reported() == dropped, "the drops in the daemon's report")
+    source.close()
+    sink.consume_many(1024, PATIENCE_S).release()
+    until(lambda: sink.try_consume() is None and sink.stats().local_sources == 0, "the end of the edge")
+    assert (sink.stats().dropped, reported()) == (dropped, dropped)
+
+
+def test_what_a_slow_sink_misses_shows_as_lost(pair: Pair) -> None:
+    source, sink = pair
+    source.send_many([b"x"] * 3000)
+    dropped = source.stats().dropped_slow
     while sink.try_consume() is not None:
         pass
     source.send(b"x")

@@ -446,8 +446,9 @@ void selene_receive_free(struct selene_session *s);
 
 /* sink.c */
 void selene_sink_apply(struct selene_sink *sink);
-void selene_sink_wake(struct selene_sink *sink);   /* its circumstances have changed */
-void selene_sink_notify(struct selene_sink *sink); /* the receiver has queued something for it */
+void selene_sink_count_edges(struct selene_sink *sink); /* for reports; session->lock held */
+void selene_sink_wake(struct selene_sink *sink);        /* its circumstances have changed */
+void selene_sink_notify(struct selene_sink *sink);      /* the receiver has queued something for it */
 int selene_sink_next(struct selene_sink *sink, selene_buffer *buffer);
 bool selene_sink_ready(struct selene_sink *sink);
 void selene_sink_discard(struct selene_sink *sink);

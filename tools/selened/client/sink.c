@@ -115,6 +115,16 @@ static int attach(struct selene_sink *sink, struct edge_in **at)
     return 0;
 }
 
+void selene_sink_count_edges(struct selene_sink *sink)
+{
+    uint64_t dropped = 0;
+    for (uint32_t i = 0; i < sink->edge_count; i++)
+        dropped += qos_load_relaxed(&sink->edges[i]->shm.link->dropped);
+    for (const struct edge_in *edge = sink->inbox; edge; edge = edge->next)
+        dropped += qos_load_relaxed(&edge->shm.link->dropped);
+    __atomic_store_n(&sink->counters->edge_dropped, dropped, __ATOMIC_RELAXED);
+}
+
 void selene_sink_apply(struct selene_sink *sink)
 {
     struct selene_session *s = sink->session;
@@ -146,6 +156,7 @@ void selene_sink_apply(struct selene_sink *sink)
         at = &(*at)->next;
     }
     memory_take(sink);
+    selene_sink_count_edges(sink);
     pthread_mutex_unlock(&s->lock);
 }
 
