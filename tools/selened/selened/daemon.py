@@ -44,10 +44,11 @@ _FAILURES: Final = 5
 
 
 class Daemon:
-    """selened. `reload` loads the configuration anew."""
+    """selened. `reload` loads the configuration anew; `log_format` is that of selened-dp's lines too."""
 
-    def __init__(self, settings: Settings, reload: Callable[[], Settings]) -> None:
+    def __init__(self, settings: Settings, reload: Callable[[], Settings], log_format: str = "text") -> None:
         self.settings = settings
+        self._log_format = log_format
         self.path = Path(settings.socket) if settings.socket else paths.daemon_socket("selened")
         self._reload_settings = reload
         self._stop = asyncio.Event()
@@ -75,7 +76,7 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         async with contextlib.AsyncExitStack() as stack:
             datapath = self._new_datapath()
-            await datapath.start(self.settings.datapath.arguments())
+            await datapath.start(self._datapath_arguments())
             stack.push_async_callback(self._stop_datapath)
             self.datapath = datapath
             self._started = time.monotonic()
@@ -104,6 +105,10 @@ class Daemon:
             raise self._failure
 
     # ---- Start ----
+
+    def _datapath_arguments(self) -> list[str]:
+        log_options = ["--log-level", self.settings.log_level, "--log-format", self._log_format]
+        return [*self.settings.datapath.arguments(), *log_options]
 
     def _new_datapath(self) -> Datapath:
         return Datapath(
@@ -220,7 +225,7 @@ class Daemon:
             if self._quick_failures >= _FAILURES:
                 raise DatapathError(f"selened-dp failed {_FAILURES} times, each within {_QUICK_S:g} s; see above")
             datapath = self._new_datapath()
-            await datapath.start(self.settings.datapath.arguments(), successor_of=self.datapath)
+            await datapath.start(self._datapath_arguments(), successor_of=self.datapath)
             self.datapath = datapath
             self._started = time.monotonic()
             receive_bytes = await self._listen_for_data(datapath)
