@@ -14,8 +14,9 @@ _ENDINGS = (".png", ".svg")
 
 
 @cli.command("qos-plot")
-@click.argument("files", nargs=-1, metavar="[FILE]...")
-@click.option("-o", "--output", metavar="FILE", help="Figure to write; - is stdout.")
+@click.argument("files", nargs=-1, metavar="[FILE]...", shell_complete=cli.complete_file)
+@click.option("-o", "--output", metavar="FILE", help="Figure to write; - is stdout.",
+              shell_complete=cli.complete_file)  # fmt: skip
 @click.option("--format", "image", type=click.Choice(["png", "svg"]), show_default="by the file's ending, else png",
               help="Format of the figure, also of gnuplot's.")  # fmt: skip
 @click.option("--kind", type=click.Choice(["cdf", "box", "timeline", "stack"]), default="cdf", help="What to draw.")
