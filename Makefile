@@ -40,8 +40,9 @@ format: setup ## let ruff and clang-format rewrite the sources
 bench: setup ## every benchmark, short
 	@.ci/bench
 
-# Into a system: C libraries, headers, pkg-config files, selened-dp, manual pages, unit files. Commands in Python come with pip.
-install: setup ## C parts into PREFIX (/usr/local), below DESTDIR
+# Into a system: C libraries, headers, pkg-config files, selened-dp, manual pages, completions, unit files. Commands in Python come
+# with pip.
+install: setup ## C parts, manual pages, completions into PREFIX (/usr/local), below DESTDIR
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .ci/install-c "$(PREFIX)" "$(DESTDIR)"
 
 clean: ## remove what was built, .venv included

@@ -15,8 +15,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, configuration or input, 130 interru
 (`| head`) has what it wants, so that is a quiet 0. Known errors (`QosError`, and what the operating system refuses) are
 one line on stderr; anything else is a bug and keeps its traceback.
 
-Every option is also a variable: `QOS_<TOOL>_<OPTION>`. Completion in the shell is click's own, for instance
-`eval "$(_QOS_STAT_COMPLETE=bash_source qos-stat)"`.
+Every option is also a variable: `QOS_<TOOL>_<OPTION>`. Completion is click's own: `.ci/completions` writes it where
+shells look, and `eval "$(_QOS_STAT_COMPLETE=bash_source qos-stat)"` has it in one shell.
 
 Nothing heavy is imported here: `--help` of every command must answer in 200 ms.
 """
@@ -36,6 +36,8 @@ from libqos.environment import environment_name, environment_prefix
 from libqos.errors import QosError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from libqos import config
 
 OK: Final = 0
@@ -59,6 +61,10 @@ class Entry(Protocol):
 
 class PipeClosedError(Exception):
     """The reader of stdout has gone. No OSError, which click would turn into its own exit code."""
+
+
+class InterruptedCommandError(Exception):
+    """Ctrl-C. No KeyboardInterrupt, at which click would print an empty line."""
 
 
 class Command(click.Command):
@@ -87,6 +93,8 @@ class Command(click.Command):
             return super().invoke(ctx)
         except BrokenPipeError as error:
             raise PipeClosedError from error
+        except KeyboardInterrupt as error:
+            raise InterruptedCommandError from error
 
 
 class Group(Command, click.Group):
@@ -134,9 +142,7 @@ def run(target: click.Command, arguments: Sequence[str] | None = None) -> int:
         result = target.main(arguments, prog_name=name, standalone_mode=False)
         status = result if type(result) is int else OK
         sys.stdout.flush()
-    except click.exceptions.Abort:  # click's word for KeyboardInterrupt
-        status = INTERRUPTED
-    except KeyboardInterrupt:
+    except (InterruptedCommandError, click.exceptions.Abort, KeyboardInterrupt):  # Abort: click's word for the same
         status = INTERRUPTED
     except click.UsageError as error:
         _print_usage_error(name, error)
@@ -237,14 +243,23 @@ def socket_option(daemon: str, *aliases: str) -> Callable[[F], F]:
 
     return click.option(
         "--socket", "socket_path", metavar="PATH", default=default, show_default="where the daemon's socket is found",
-        envvar=[f"{environment_prefix(daemon)}_SOCKET", *aliases], show_envvar=True,
+        envvar=[f"{environment_prefix(daemon)}_SOCKET", *aliases], show_envvar=True, shell_complete=complete_file,
         help=f"Control socket of {daemon}.",
     )  # fmt: skip
 
 
+def complete_file(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For `shell_complete` of an option or argument that is a file: the shell's own."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
 def config_option(function: F) -> F:
     """`--config FILE` (`-` is stdin), as `config_file: str | None`."""
-    return click.option("--config", "config_file", metavar="FILE", help="Configuration in TOML.")(function)
+    return click.option(
+        "--config", "config_file", metavar="FILE", help="Configuration in TOML.", shell_complete=complete_file
+    )(function)
 
 
 def check_option(function: F) -> F:

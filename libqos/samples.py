@@ -23,7 +23,7 @@ MAX_GROUPS: Final = 1024
 REORDER_WINDOW: Final = 4096
 _MAX_MISSING: Final = 65_536
 _MAX_KINDS: Final = 16  # that an error names
-_NO_SAMPLES: Final = ("summary", "loss", "log", "result", "error")
+_NO_SAMPLES: Final = ("summary", "breakdown", "loss", "log", "result", "error")
 
 
 class Metric:

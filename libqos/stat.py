@@ -26,7 +26,7 @@ def _duration(_: click.Context, parameter: click.Parameter, value: str | None) -
 
 
 @cli.command("qos-stat")
-@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.argument("files", nargs=-1, metavar="[FILE]...", shell_complete=cli.complete_file)
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Summarise NAME_ns of any record that has it;"
               " may be repeated.  [default: latency, jitter]")  # fmt: skip
 @click.option("--by", metavar="KEY", help="One summary for each value of this key, such as topic or size_bytes.")

@@ -65,6 +65,11 @@ RESOURCES: dict[str, tuple[str, Callable[[], str | None]]] = {
     "pkgconfig": ("pkg-config", _program("pkg-config")),
     "jq": ("jq", _program("jq")),
     "gnuplot": ("gnuplot", _program("gnuplot")),
+    "man": ("man", _program("man")),
+    "mandoc": ("mandoc", _program("mandoc")),
+    "bash": ("bash", _program("bash")),
+    "zsh": ("zsh", _program("zsh")),
+    "fish": ("fish", _program("fish")),
     "systemd": ("systemd-analyze", _program("systemd-analyze")),
 }
 

@@ -41,8 +41,10 @@ def check_available() -> None:
         raise MissingError(MISSING)
 
 
-def draw(series: Sequence[Series], kind: str, metric: str, output: str, *, title: str | None, log: bool) -> None:
-    """Draw to a file by its ending, `.png` or `.svg`; `-` is a PNG on stdout. Raises PlotError."""
+def draw(
+    series: Sequence[Series], kind: str, metric: str, output: str, image: str, *, title: str | None, log: bool
+) -> None:
+    """Draw to a file, or to stdout (`-`); `image` is `png` or `svg`. Raises PlotError."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -56,8 +58,9 @@ def draw(series: Sequence[Series], kind: str, metric: str, output: str, *, title
         "text.parse_math": False,
     }  # fmt: skip
     with mpl.rc_context(style):
-        height = max(3.2, 1.6 + 0.55 * len(series)) if kind == "box" else 4.6
-        if kind != "box":
+        rows = kind in ("box", "stack")
+        height = max(3.2, 1.6 + 0.55 * len(series)) if rows else 4.6
+        if not rows:
             height += 0.18 * max(0, len(series) - 3)
         figure = Figure(figsize=(8.4, height), layout="constrained")
         axes = figure.add_subplot()
@@ -65,18 +68,20 @@ def draw(series: Sequence[Series], kind: str, metric: str, output: str, *, title
         lines = _KINDS[kind](axes, series, metric, scale, unit, log)
         # Axis and note are known now, so there is room for the lines of the note below the title.
         axes.set_title(title or f"{metric.capitalize()}: {_TITLES[kind]}", pad=6 + 12 * lines)
-        if output == "-":
-            figure.savefig(sys.stdout.buffer, format="png", dpi=150)
-            return
         # No date in the file: the same data give the same bytes.
-        metadata: dict[str, Any] = {"Date": None} if output.endswith(".svg") else {}
+        metadata: dict[str, Any] = {"Date": None} if image == "svg" else {}
+        target: Any = sys.stdout.buffer if output == "-" else Path(output)
         try:
-            figure.savefig(Path(output), dpi=150, metadata=metadata)
+            figure.savefig(target, format=image, dpi=150, metadata=metadata)
+        except BrokenPipeError:
+            raise
         except OSError as error:
             raise PlotError(f"{output}: cannot be written: {error.strerror}") from error
 
 
-_TITLES: Final = {"cdf": "cumulative distribution", "box": "spread", "timeline": "over time"}
+_TITLES: Final = {
+    "cdf": "cumulative distribution", "box": "spread", "timeline": "over time", "stack": "where the time goes"
+}  # fmt: skip
 
 
 def _look(number: int) -> dict[str, Any]:
@@ -165,7 +170,32 @@ def _timeline(axes: Any, series: Sequence[Series], metric: str, scale: int, unit
     return _value_axis(axes, axes.yaxis, series, metric, scale, unit, log, cut=False, note=note)
 
 
-_KINDS: Final = {"cdf": _cdf, "box": _box, "timeline": _timeline}
+def _stack(axes: Any, series: Sequence[Series], metric: str, scale: int, unit: str, log: bool) -> int:
+    rows = range(1, len(series) + 1)
+    widest = max(one.at(0.5) for one in series)
+    left = [0] * len(series)
+    for number, share in enumerate(series[0].shares):
+        widths = [one.shares[share] for one in series]
+        starts = [start / scale for start in left]
+        axes.barh(rows, [width / scale for width in widths], 0.5, starts, label=share, color=COLOURS[number], alpha=0.8)
+        for row, start, width in zip(rows, left, widths, strict=True):
+            if width > widest / 9:  # else there is no room for the figure
+                middle = (start + width / 2) / scale
+                axes.text(middle, row, format_ns(width), ha="center", va="center", fontsize=8, color="white")
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.vlines(
+        [one.whole / scale for one in series], [row - 0.35 for row in rows], [row + 0.35 for row in rows],
+        color="#202124", linewidth=2,
+    )  # fmt: skip
+    axes.set_yticks(rows, [_label(one) for one in series])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    _legend(axes)
+    note = f"line: {metric} as measured, " + ", ".join(format_ns(one.whole) for one in series)
+    return _value_axis(axes, axes.xaxis, series, metric, scale, unit, log, cut=False, note=note)
+
+
+_KINDS: Final = {"cdf": _cdf, "box": _box, "timeline": _timeline, "stack": _stack}
 
 
 def _value_axis(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gnuplot files: PREFIX.dat with the points, PREFIX.gp that draws them to PREFIX.png (or .svg without a PNG terminal).
+"""gnuplot files: PREFIX.dat with the points, PREFIX.gp that draws them to PREFIX.png or .svg.
 
 Needs neither matplotlib nor gnuplot to be written. Data are in nanoseconds and commented, so that they serve other
 programs too; series are blocks with two empty lines between them (gnuplot's `index`).
@@ -24,10 +24,13 @@ _COLUMNS: Final = {
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def write(series: Sequence[Series], kind: str, metric: str, prefix: str, *, title: str | None, log: bool) -> list[str]:
-    """Write both files and give their names. Raises PlotError when one cannot be written."""
+def write(
+    series: Sequence[Series], kind: str, metric: str, prefix: str, image: str, *, title: str | None, log: bool
+) -> list[str]:
+    """Write both files and give their names. `image` is what gnuplot makes of them, `png` or `svg`; a gnuplot without a
+    PNG terminal makes an SVG in any case. Raises PlotError when one cannot be written."""
     names = [f"{prefix}.dat", f"{prefix}.gp"]
-    texts = [_data(series, kind), _script(series, kind, metric, prefix, title, log)]
+    texts = [_data(series, kind), _script(series, kind, metric, prefix, image, title, log)]
     for name, text in zip(names, texts, strict=True):
         try:
             Path(name).write_text(text, encoding="utf-8")
@@ -37,6 +40,11 @@ def write(series: Sequence[Series], kind: str, metric: str, prefix: str, *, titl
 
 
 def _data(series: Sequence[Series], kind: str) -> str:
+    if kind == "stack":
+        names = " ".join(_one_line(share).replace(" ", "_") + "_ns" for share in series[0].shares)
+        rows = [f"{number} {' '.join(map(str, one.shares.values()))} {one.whole}" for number, one in enumerate(series)]
+        labels = [f"# {number}: {_one_line(one.label)}" for number, one in enumerate(series)]
+        return "\n".join([*labels, f"# position {names} measured_ns", *rows]) + "\n"
     start = data.start_ns(series)
     blocks = []
     for number, one in enumerate(series):
@@ -55,13 +63,16 @@ def _data(series: Sequence[Series], kind: str) -> str:
     return "\n\n".join(blocks)
 
 
-def _script(series: Sequence[Series], kind: str, metric: str, prefix: str, title: str | None, log: bool) -> str:
+def _script(
+    series: Sequence[Series], kind: str, metric: str, prefix: str, image: str, title: str | None, log: bool
+) -> str:
     scale, unit = data.unit(series)
     axis = "x" if kind == "cdf" else "y"
+    wanted = "1" if image == "png" else "0"
     lines = [
         f"# Draws {_one_line(prefix)}.dat: gnuplot {_one_line(prefix)}.gp",
         "set encoding utf8",
-        "if (strstrt(GPVAL_TERMINALS, 'pngcairo') > 0) {",
+        f"if ({wanted} && strstrt(GPVAL_TERMINALS, 'pngcairo') > 0) {{",
         "    set terminal pngcairo size 1260,690 noenhanced font 'sans,11'",
         f"    set output {_quoted(f'{prefix}.png')}",
         "} else {",
@@ -78,7 +89,7 @@ def _script(series: Sequence[Series], kind: str, metric: str, prefix: str, title
     ]
     if log:
         lines.append(f"set logscale {axis}")
-    elif kind != "timeline" and (end := data.axis_end(series)) is not None:
+    elif kind in ("cdf", "box") and (end := data.axis_end(series)) is not None:
         lines.append(f"set {axis}range [*:{end / scale:g}]  # the maximum lies beyond")
     lines += _PLOTS[kind](series)
     return "\n".join(lines) + "\n"
@@ -124,7 +135,22 @@ def _timeline(series: Sequence[Series]) -> list[str]:
     return [f"set xlabel {_quoted(label)}", "set key top right", _plot(parts)]
 
 
-_PLOTS: Final = {"cdf": _cdf, "box": _box, "timeline": _timeline}
+def _stack(series: Sequence[Series]) -> list[str]:
+    tics = ", ".join(f"{_quoted(one.label)} {number}" for number, one in enumerate(series))
+    shares = list(series[0].shares)
+    parts = [
+        f"data using (${number}/scale) {_colour(number - 2)} title {_quoted(share)}"
+        for number, share in enumerate(shares, 2)
+    ]
+    measured = f"data using 1:(${len(shares) + 2}/scale) with points pt 2 lc rgb '#202124' title 'measured'"
+    return [
+        "set style data histograms", "set style histogram rowstacked", "set style fill solid 0.8", "set boxwidth 0.5",
+        f"set xtics ({tics})", f"set xrange [-0.7:{len(series) - 0.3:g}]", "set yrange [0:*]",
+        "set key outside right", _plot([*parts, measured]),
+    ]  # fmt: skip
+
+
+_PLOTS: Final = {"cdf": _cdf, "box": _box, "timeline": _timeline, "stack": _stack}
 
 
 def _plot(parts: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ CDF_POINTS: Final = 3000
 TIMELINE_POINTS: Final = 4000  # above this a time line is drawn as slices
 TIMELINE_SLICES: Final = 1000
 MAX_SERIES: Final = 32
+MAX_SHARES: Final = 7  # as many as there are colours
 QUOTED: Final = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999, 1.0)
 
 
@@ -43,6 +44,8 @@ class Series:
     values: array[int] = field(default_factory=lambda: array("q"))
     times_ns: array[int] = field(default_factory=lambda: array("q"))
     summaries: list[Record] = field(default_factory=list)
+    shares: dict[str, int] = field(default_factory=dict)  # of a breakdown, in ns, by name
+    whole: int = 0  # what the shares are of, as it was measured
 
     @functools.cached_property
     def ordered(self) -> Sequence[int]:
@@ -56,6 +59,8 @@ class Series:
 
     def at(self, q: float) -> int:
         """The q-quantile: of the samples, or what the last summary says (minimum, p50, p90, p99, p999, maximum)."""
+        if self.shares:
+            return max(self.whole, sum(self.shares.values()))
         if not self.from_summary:
             return quantile(self.ordered, q)
         return int(self.summaries[-1][_SUMMARY_KEYS[q]])
@@ -69,9 +74,11 @@ _SUMMARY_KEYS: Final = {0.0: "min_ns", **{q: key for key, q in QUANTILES}, 1.0: 
 SUMMARY_QUANTILES: Final = tuple(_SUMMARY_KEYS)
 
 
-def load(files: Sequence[str], metric: str, *, by: str | None, labels: Sequence[str]) -> list[Series]:
-    """The series of the files, one per file, or one per file and value of the key `by`. Raises PlotError or
-    TelemetryError (with file and line)."""
+def load(
+    files: Sequence[str], metric: str, *, by: str | None, labels: Sequence[str], stack: bool = False
+) -> list[Series]:
+    """The series of the files, one per file, or one per file and value of the key `by`: samples and summaries, or for a
+    `stack` the last breakdown. Raises PlotError or TelemetryError (with file and line)."""
     if labels and len(labels) != len(files):
         raise PlotError(f"--label: found {len(labels)} labels, accepted one for each of the {len(files)} files")
     names = list(labels) or _names(files)
@@ -81,11 +88,14 @@ def load(files: Sequence[str], metric: str, *, by: str | None, labels: Sequence[
     for file, name in zip(files, names, strict=True):
         with Reader(file) as reader:
             for record in reader:
-                _take(reader, record, metric, by, name, len(files) > 1, series, found)
+                found[record["kind"]] = None
+                if _wanted(reader, record, metric, stack):
+                    _take(reader, record, metric, _series_of(reader, record, by, name, len(files) > 1, series))
             truncated += [reader.name] * reader.truncated
     if not series:
         what = f"records of kind {', '.join(list(found)[:16])}" if found else "no record"
-        raise PlotError(f"{', '.join(files)}: nothing to draw: found {what}, accepted samples or summaries of {metric}")
+        accepted = f"{'breakdowns' if stack else 'samples or summaries'} of {metric}"
+        raise PlotError(f"{', '.join(files)}: nothing to draw: found {what}, accepted {accepted}")
     for name in truncated:
         from libqos import cli
 
@@ -93,23 +103,18 @@ def load(files: Sequence[str], metric: str, *, by: str | None, labels: Sequence[
     return list(series.values())
 
 
-def _take(
-    reader: Reader,
-    record: Record,
-    metric: str,
-    by: str | None,
-    name: str,
-    several: bool,
-    series: dict[tuple[str, str], Series],
-    found: dict[str, None],
-) -> None:
-    kind, key = record["kind"], f"{metric}_ns"
-    found[kind] = None
-    is_summary = kind == "summary" and record.get("metric") == metric
-    if not is_summary and (kind == "summary" or key not in record):
-        if kind == "latency" and metric == "latency":
-            reader.integer(record, key)  # a sample without its value: say where
-        return
+def _wanted(reader: Reader, record: Record, metric: str, stack: bool) -> bool:
+    kind = record["kind"]
+    if stack or kind in ("summary", "breakdown"):
+        return kind == ("breakdown" if stack else "summary") and record.get("metric") == metric
+    if kind == "latency" and metric == "latency":
+        reader.integer(record, "latency_ns")  # a sample without its value: say where
+    return f"{metric}_ns" in record
+
+
+def _series_of(
+    reader: Reader, record: Record, by: str | None, name: str, several: bool, series: dict[tuple[str, str], Series]
+) -> Series:
     group = ""
     if by is not None:
         if by not in record:
@@ -121,10 +126,22 @@ def _take(
             raise reader.error(f"found more than {MAX_SERIES} series, accepted what one figure can show; use fewer")
         label = name if by is None else f"{name}: {group}" if several else f"{by} {group}"
         one = series[(name, group)] = Series(label)
-    if is_summary:
+    return one
+
+
+def _take(reader: Reader, record: Record, metric: str, one: Series) -> None:
+    key = f"{metric}_ns"
+    if record["kind"] == "summary":
         for needed in ("count", *_SUMMARY_KEYS.values()):
             reader.integer(record, needed)
         one.summaries.append(record)
+        return
+    if record["kind"] == "breakdown":
+        names = record.get("shares")
+        if not isinstance(names, list) or not 0 < len(names) <= MAX_SHARES or not all(type(x) is str for x in names):
+            raise reader.error(f"shares: accepted a list of 1 to {MAX_SHARES} names (record of kind 'breakdown')")
+        one.shares = {share: reader.integer(record, f"{share}_ns") for share in names}
+        one.whole = reader.integer(record, key)
         return
     try:
         one.values.append(reader.integer(record, key))
@@ -248,6 +265,17 @@ def check(series: Sequence[Series], kind: str, *, log: bool) -> None:
     summaries = sum(one.from_summary for one in series)
     if kind == "timeline" and 0 < summaries < len(series):
         raise PlotError("timeline: found samples in some files and summaries in others, accepted one or the other")
+    if kind == "stack":
+        if log:
+            raise PlotError("--log: found with --kind stack, accepted without: parts of a whole need a linear axis")
+        for one in series:
+            if list(one.shares) != list(series[0].shares):
+                found, accepted = ", ".join(one.shares), ", ".join(series[0].shares)
+                raise PlotError(
+                    f"stack: found the shares {found} in {one.label!r}, accepted those of the first: {accepted}"
+                )
+            if any(value < 0 for value in one.shares.values()):
+                raise PlotError(f"stack: found a negative share in {one.label!r}, accepted 0 or more")
     for one in series:
         if log and one.at(0.0) <= 0:
             raise PlotError(f"--log: found {one.at(0.0)} ns in {one.label!r}, accepted values above 0; leave out --log")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from array import array
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -176,7 +177,8 @@ def test_truncated_last_line_is_reported(tmp_path: Path, capfd: pytest.CaptureFi
     ("arguments", "message"),
     [
         ([], "nothing to write: give -o FILE.png"),
-        (["-o", "x.gif"], "found 'x.gif', accepted a name that ends in .png or .svg"),
+        (["-o", "x.gif"], "found 'x.gif', accepted a name that ends in .png or .svg, or --format"),
+        (["-o", "x.png", "--format", "gif"], "'gif' is not one of"),
         (["-o", "x.png", "--kind", "pie"], "'pie' is not one of"),
         (["--gnuplot", "p", "--label", "a", "--label", "b"], "--label: found 2 labels, accepted one for each of the 1"),
         (["--gnuplot", "/no/such/p"], "/no/such/p.dat: cannot be written"),
@@ -228,14 +230,22 @@ def test_figure_of_summaries(tmp_path: Path, kind: str, capfd: pytest.CaptureFix
         assert "found samples in some files and summaries in others" in err
 
 
-def test_figure_to_a_pipe(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("image", "start"), [([], b"\x89PNG"), (["--format", "svg"], b"<?xml")])
+def test_figure_to_a_pipe(tmp_path: Path, image: list[str], start: bytes) -> None:
     pytest.importorskip("matplotlib")
     path = samples(tmp_path / "s", [1, 2, 3])
+    command = [sys.executable, "-m", "libqos.plot", "-o", "-", *image]
     with path.open() as stream:
-        done = subprocess.run(
-            [sys.executable, "-m", "libqos.plot", "-o", "-"], stdin=stream, capture_output=True, timeout=60, check=True
-        )
-    assert done.stdout.startswith(b"\x89PNG")
+        done = subprocess.run(command, stdin=stream, capture_output=True, timeout=60, check=True)
+    assert done.stdout.startswith(start)
+
+
+def test_the_format_wins_over_the_ending(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    path, out = samples(tmp_path / "s", [1, 2, 3]), tmp_path / "figure"
+    assert run(path, "-o", out, "--format", "svg", capfd=capfd) == (0, "")
+    root = ElementTree.parse(out).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_without_matplotlib_the_extra_is_named(
@@ -270,5 +280,87 @@ def test_gnuplot_runs_the_script(tmp_path: Path, kind: str, log: bool, capfd: py
 
 
 def test_gnuplot_data_are_the_points(tmp_path: Path) -> None:
-    script.write([of([1, 1, 3])], "cdf", "latency", str(tmp_path / "p"), title=None, log=False)
+    script.write([of([1, 1, 3])], "cdf", "latency", str(tmp_path / "p"), "png", title=None, log=False)
     assert (tmp_path / "p.dat").read_text() == "# x\n# value_ns share\n1 0\n1 0.666666667\n3 1\n"
+
+
+# ---- Shares of a whole ----
+
+
+def breakdowns(path: Path, *rows: tuple[dict[str, int], int], **extra: object) -> Path:
+    path.write_text("".join(json.dumps(breakdown(shares, whole) | extra) + "\n" for shares, whole in rows))
+    return path
+
+
+def breakdown(shares: dict[str, int], whole: int) -> dict[str, object]:
+    named = {f"{name}_ns": value for name, value in shares.items()}
+    return {"kind": "breakdown", "metric": "rtt", "shares": list(shares), **named, "rtt_ns": whole}
+
+
+def test_a_stack_is_the_last_breakdown_of_each_series(tmp_path: Path) -> None:
+    one = breakdowns(tmp_path / "a", ({"send": 1, "network": 2}, 3), ({"send": 10, "network": 20}, 31), size_bytes=64)
+    with one.open("a") as stream:
+        stream.write('{"kind":"latency","ts_ns":1,"latency_ns":9}\n')
+    (found,) = series.load([str(one)], "rtt", by="size_bytes", labels=(), stack=True)
+    assert (found.label, found.shares, found.whole) == ("size_bytes 64", {"send": 10, "network": 20}, 31)
+    script.write([found], "stack", "rtt", str(tmp_path / "p"), "svg", title=None, log=False)
+    assert (tmp_path / "p.dat").read_text() == (
+        "# 0: size_bytes 64\n# position send_ns network_ns measured_ns\n0 10 20 31\n"
+    )
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_figure_of_a_stack(tmp_path: Path, ending: str, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    files = [breakdowns(tmp_path / name, ({"send": 400, "network": 30_000}, 31_000)) for name in ("_a$x", "b")]
+    out = tmp_path / f"f.{ending}"
+    assert run(*files, "--kind", "stack", "-o", out, capfd=capfd) == (0, "")
+    assert out.read_bytes().startswith(b"\x89PNG" if ending == "png" else b"<?xml")
+    if ending == "svg":
+        text = out.read_text()
+        for word in ("send", "network", "30 µs", "rtt as measured, 31 µs, 31 µs"):
+            assert f"<!-- {word}" in text or word in text
+
+
+@pytest.mark.needs_gnuplot
+@pytest.mark.parametrize("image", ["png", "svg"])
+def test_gnuplot_draws_a_stack(tmp_path: Path, image: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path = breakdowns(tmp_path / "it's", ({"send": 400, "net work": 30_000}, 31_000))
+    prefix = tmp_path / "p"
+    assert run(path, "--kind", "stack", "--gnuplot", prefix, "--format", image, capfd=capfd) == (0, "")
+    done = subprocess.run(["gnuplot", f"{prefix}.gp"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    made = [path for path in (tmp_path / f"p.{image}", tmp_path / "p.svg") if path.exists()]
+    assert made
+    assert made[0].stat().st_size > 2000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"kind":"latency","ts_ns":1,"latency_ns":9}',
+            ": nothing to draw: found records of kind latency, accepted breakd",
+        ),
+        ('{"kind":"breakdown","metric":"rtt","rtt_ns":1}', ":1: shares: accepted a list of 1 to 7 names"),
+        ('{"kind":"breakdown","metric":"rtt","rtt_ns":1,"shares":["a"]}', ":1: a_ns: found nothing"),
+        ('{"kind":"breakdown","metric":"rtt","a_ns":1,"shares":["a"]}', ":1: rtt_ns: found nothing"),
+        ('{"kind":"breakdown","metric":"rtt","a_ns":-1,"rtt_ns":1,"shares":["a"]}', "a negative share in 's'"),
+    ],
+)
+def test_bad_breakdown(tmp_path: Path, text: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s"
+    path.write_text(text + "\n")
+    status, err = run(path, "--kind", "stack", "--gnuplot", tmp_path / "p", capfd=capfd)
+    assert status == 2
+    assert message in err
+
+
+def test_stacks_of_different_shares_do_not_stand_together(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    files = [breakdowns(tmp_path / name, ({name: 1}, 1)) for name in ("a", "b")]
+    status, err = run(*files, "--kind", "stack", "--gnuplot", tmp_path / "p", capfd=capfd)
+    assert status == 2
+    assert "found the shares b in 'b', accepted those of the first: a" in err
+    status, err = run(files[0], "--kind", "stack", "--log", "--gnuplot", tmp_path / "p", capfd=capfd)
+    assert status == 2
+    assert "--log: found with --kind stack" in err

@@ -62,8 +62,8 @@ def test_program_in_c(daemon: Any, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "greetings 0: hello, moon\n", "")
 
 
-def test_program_in_python(daemon: Any) -> None:
-    (source,) = blocks("python")
+@pytest.mark.parametrize("source", blocks("python"))
+def test_program_in_python(daemon: Any, source: str) -> None:
     done = _run([sys.executable, "-P", "-c", source], daemon)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0 b'hello, moon'\n", "")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -17,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from selened import wire
 from selened.wire import RefusedError, lib
+
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -351,3 +355,53 @@ def test_waiting_for_a_greeting_is_bounded_in_number(make_daemon: Any, until: Ca
     until(lambda: daemon.notices().get("refused_connections", 0) >= 7, "the refusals")
     refused = wire.parse("selene_error", clients[-1].receive())
     assert refused.error == errno.EUSERS
+
+
+# ---- Logs ----
+
+
+def test_lines_of_the_datapath_process_are_as_ours(make_daemon: Any) -> None:
+    daemon = make_daemon("s", "", "--log-format", "json")
+    with daemon.log.open("wb") as log:
+        daemon.process = subprocess.Popen(daemon.command(), stderr=log)
+    wait_until(lambda: "ready at " in daemon.said(), "READY")
+    daemon.stop()
+    found = [json.loads(line) for line in daemon.said().splitlines()]
+    assert all(record["kind"] == "log" and type(record["ts_ns"]) is int for record in found)
+    assert {"logger": "selened-dp", "level": "info", "message": "ended"}.items() <= found[-1].items()
+    assert abs(found[-1]["ts_ns"] - found[0]["ts_ns"]) < 3600e9
+
+
+def test_text_lines_have_time_level_and_name(daemon: Any) -> None:
+    daemon.stop()
+    shape = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ [a-z.-]+: .*")
+    assert all(shape.fullmatch(line) for line in daemon.said().splitlines())
+    assert daemon.said().endswith(" INFO selened-dp: ended\n")
+
+
+def test_the_level_is_that_of_the_datapath_process_too(make_daemon: Any) -> None:
+    daemon = make_daemon("s", "", "--log-level", "error")
+    daemon.process = subprocess.Popen(daemon.command(), stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: daemon.path.exists() and daemon.info("daemon"), "the daemon")
+    daemon.process.terminate()
+    assert daemon.process.communicate(timeout=30)[1] == ""
+
+
+def test_two_daemons_after_each_other_append_to_one_log(make_daemon: Any) -> None:
+    """The second opens the file anew, as `2> log` does; the datapath process still has it from the first."""
+    daemon = make_daemon()
+    for number in (1, 2):
+        with daemon.log.open("wb") as log:
+            daemon.process = subprocess.Popen(daemon.command(), stderr=log)
+        wait_until(lambda: " ready at " in daemon.said(), "READY")
+        if number == 1:
+            daemon.client()
+            daemon.process.kill()
+            daemon.process.wait()
+    assert " adopted;" in daemon.said()
+    before = daemon.said()
+    assert daemon.stop() == 0
+    wait_until(lambda: daemon.said().endswith("selened-dp: ended\n"), "the last line")
+    assert daemon.said().startswith(before)
+    assert "\0" not in daemon.said()
+    assert all(line.startswith("20") for line in daemon.said().splitlines())

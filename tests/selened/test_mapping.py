@@ -94,4 +94,6 @@ def test_the_record_is_json_and_complete() -> None:
     assert record["technology"] == "udp"
     assert record["acceleration"] == "fast"
     assert record["resources"] == "low"
+    assert record["traffic_class"] == 0
+    assert record["marking"].startswith("not applied")
     assert [item["technology"] for item in record["candidates"]] == ["rdma", "xdp", "udp"]

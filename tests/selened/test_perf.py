@@ -134,6 +134,55 @@ def test_a_table_for_a_person(shared_daemon: Any, start: Any) -> None:
     assert out.split()[:4] == ["metric", "count", "lost", "late"]
 
 
+# ---- Where the time goes ----
+
+SHARES = ["send", "network", "receive", "processing"]
+
+
+def adds_up(record: dict[str, Any]) -> None:
+    assert record["shares"] == SHARES
+    assert all(record[f"{share}_ns"] > 0 for share in SHARES)
+    assert record["sum_ns"] == sum(record[f"{share}_ns"] for share in SHARES)
+    assert record["sum_ns"] == pytest.approx(record["rtt_ns"], rel=0.05)
+
+
+@pytest.mark.parametrize("options", [[], ["--relayed"], ["--wait", "spin"], ["--delivery", "reliable"]])
+def test_the_shares_of_a_round_trip_add_up(shared_daemon: Any, start: Any, options: list[str]) -> None:
+    *samples, summary, record = records(
+        start(shared_daemon.path, "pingpong", "--breakdown", "--samples", "--count", "400", "--size", "48", *options)
+    )
+    assert (summary["kind"], summary["count"], summary["lost"]) == ("summary", 400, 0)
+    assert (record["kind"], record["metric"], record["size_bytes"], record["count"]) == ("breakdown", "rtt", 48, 200)
+    adds_up(record)
+    assert [sample["seq"] for sample in samples] == list(range(400))
+    for sample in samples:
+        assert all(sample[f"{share}_ns"] >= 0 for share in ("send", "receive", "processing"))
+        # to the last digit but for what one clock is off the other
+        assert sample["network_ns"] == sample["there_ns"] + sample["back_ns"]
+
+
+@pytest.mark.parametrize("relayed", [[], ["--relayed"]])
+def test_the_shares_between_hosts(peers: Any, start: Any, relayed: list[str]) -> None:
+    left, right = peers
+    server = start(right.path, "pingpong", "--server", *relayed)
+    plain = start(left.path, "pingpong", "--client", "--count", "20", "--warmup", "0", *relayed)
+    (summary,) = records(plain)
+    client = start(left.path, "pingpong", "--client", "--breakdown", "--count", "200", *relayed)
+    summary, record = records(client)
+    assert (summary["count"], record["count"]) == (200, 100)
+    adds_up(record)
+    server.send_signal(signal.SIGINT)
+    records(server, 130)
+
+
+def test_the_shares_for_a_person(shared_daemon: Any, start: Any) -> None:
+    process = start(shared_daemon.path, "pingpong", "--breakdown", "--count", "40", "--format", "table")
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, err) == (0, "")
+    rows = [line.split()[0] for line in out.splitlines() if line]
+    assert rows == ["metric", "rtt", "share", *SHARES, "sum", "rtt"]
+
+
 # ---- When something is not as it should be ----
 
 
@@ -163,6 +212,7 @@ def test_without_a_daemon_it_is_said_once(tmp_path: Path, start: Any) -> None:
         (["pingpong", "--size", "15"], "16<=x<=65536"),
         (["flood", "--size", "65537"], "0<=x<=65536"),
         (["pingpong", "--rate", "0"], "x>0"),
+        (["pingpong", "--breakdown", "--size", "47"], "--breakdown: found --size 47, accepted 48 or more"),
         (["flood", "--count", "0"], "x>=1"),
     ],
 )

@@ -28,6 +28,34 @@ PATIENCE_S = 10.0
 # ---- Messages ----
 
 
+def in_order(source: selene.Source, sink: selene.Sink) -> None:
+    """Stamps of one message follow each other; the clock that stamps is some 100 ns off the other."""
+    out, into = source.stamps(), sink.stamps()
+    assert (out.api_ns, out.system_ns, into.api_ns) == (0, 0, 0)
+    for _ in range(20):
+        before = time.time_ns()
+        source.send(b"x")
+        with sink.consume(PATIENCE_S) as message:
+            assert message.sent_ns == out.api_ns
+        after = time.time_ns()
+        way = [before - 10_000, out.api_ns, out.system_ns, into.system_ns, into.api_ns, after + 10_000]
+        assert way == sorted(way)
+
+
+def test_stamps_of_a_local_message(pair: Pair) -> None:
+    in_order(*pair)
+
+
+@pytest.mark.parametrize("relayed", [False, True])
+def test_stamps_of_a_message_to_another_host(peers: Any, until: Until, relayed: bool) -> None:
+    left, right = peers
+    with selene.Session(left.path, relayed=relayed) as here, selene.Session(right.path, relayed=relayed) as there:
+        source, sink = here.stream(coalesce=False).source(channel=9), there.stream().sink(channel=9)
+        until(lambda: source.stats().remote_sinks == 1, "the remote sink at the source")
+        until(lambda: sink.stats().remote_sources == 1, "the remote source at the sink")
+        in_order(source, sink)
+
+
 def test_a_message_arrives_as_it_was_sent(pair: Pair) -> None:
     source, sink = pair
     before = time.time_ns()
@@ -217,12 +245,28 @@ def test_a_reliable_source_waits_for_a_slow_sink(session: selene.Session, connec
     assert source.stats().again > 0
 
 
-def test_a_best_effort_source_counts_what_a_slow_sink_misses(pair: Pair) -> None:
+def test_a_best_effort_source_counts_what_a_slow_sink_misses(pair: Pair, shared_daemon: Any, until: Until) -> None:
     source, sink = pair
     assert source.send_many([b"x"] * 3000) == 3000
     dropped = source.stats().dropped_slow
     assert dropped > 0
     assert sink.stats().dropped == dropped
+
+    def reported() -> int:
+        records = {record.get("id"): record for record in shared_daemon.ask("stats")}
+        return int(records[f"{sink.id:016x}"]["dropped"])
+
+    until(lambda: reported() == dropped, "the drops in the daemon's report")
+    source.close()
+    sink.consume_many(1024, PATIENCE_S).release()
+    until(lambda: sink.try_consume() is None and sink.stats().local_sources == 0, "the end of the edge")
+    assert (sink.stats().dropped, reported()) == (dropped, dropped)
+
+
+def test_what_a_slow_sink_misses_shows_as_lost(pair: Pair) -> None:
+    source, sink = pair
+    source.send_many([b"x"] * 3000)
+    dropped = source.stats().dropped_slow
     while sink.try_consume() is not None:
         pass
     source.send(b"x")

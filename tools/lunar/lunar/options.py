@@ -65,6 +65,12 @@ class Connection:
         return moon, qos
 
 
+def _complete_class(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    from libqos.policy import CLASSES
+
+    return [item.name for item in CLASSES.values() if item.name.lower().startswith(incomplete.lower())]
+
+
 def options(function: F) -> F:
     """The shared options, given to the command as `connection`."""
 
@@ -74,7 +80,7 @@ def options(function: F) -> F:
 
     decorators = (
         click.option(
-            "--qos", default=RELIABLE, metavar="QOS",
+            "--qos", default=RELIABLE, metavar="QOS", shell_complete=_complete_class,
             help="Quality: a class such as slow, fast, SQ or BQ, and/or key=value,… such as fast,delivery=reliable.",
         ),
         click.option(

@@ -80,6 +80,8 @@ static int next_local(struct selene_sink *sink, selene_buffer *out)
                                 : header_u64(m.data, 32);
         (void)selene_sequence(of, sequence, sink->counters);
         edge->held++;
+        if (QOS_UNLIKELY(sink->stamps))
+            sink->stamps->system_ns = qos_clock_stamp_ns();
         *out = (selene_buffer){.data = (void *)(uintptr_t)m.data,
                                .size = m.length,
                                .sequence = sequence,
@@ -136,6 +138,8 @@ static int next_remote(struct selene_sink *sink, selene_buffer *out)
         uint64_t sequence = item->wire.sequence + sink->current_index++;
         if (selene_sequence(&flow->sequence, sequence, sink->counters) == SEQUENCE_DUPLICATE)
             continue;
+        if (QOS_UNLIKELY(sink->stamps))
+            sink->stamps->system_ns = item->arrived_ns;
         /* with its last message the datagram's own reference is handed on */
         if (sink->current_index == item->wire.count)
             sink->current.item = NULL;
@@ -164,6 +168,8 @@ int selene_sink_next(struct selene_sink *sink, selene_buffer *buffer)
         sink->held++;
         count(&sink->counters->messages, 1);
         count(&sink->counters->bytes, buffer->size);
+        if (QOS_UNLIKELY(sink->stamps))
+            sink->stamps->api_ns = qos_clock_stamp_ns();
     }
     return rc;
 }
@@ -201,7 +207,9 @@ static int look(struct selene_sink *sink, selene_buffer *buffer)
 {
     struct selene_session *s = sink->session;
     int rc = selene_sink_next(sink, buffer);
-    if (rc != 0 || qos_load_relaxed(&sink->remotes) == 0 || !selene_receiver_enter(s, sink))
+    /* a poll loop wakes for what has come for others of the session too, and would not sleep again if nobody took it */
+    bool network = qos_load_relaxed(&sink->remotes) > 0 || sink->poll_fd >= 0;
+    if (rc != 0 || !network || !selene_receiver_enter(s, sink))
         return rc;
     (void)selene_receive(s, 0);
     selene_receiver_leave(s);
@@ -216,9 +224,7 @@ static int arm(struct selene_sink *sink, selene_buffer *buffer)
     (void)ignored;
     qos_store_relaxed(&sink->armed, true);
     selene_edges_wait(sink, QOS_SHM_ON_FD);
-    if (qos_load_relaxed(&sink->session->ring_used))
-        __atomic_store_n(&sink->memory->page->waiting, SELENE_WAIT_FD, __ATOMIC_RELAXED);
-    qos_fence_seq_cst(); /* pairs with the fences of producers, receiver and datapath process */
+    qos_fence_seq_cst(); /* pairs with the fences of producers and receiver; the receive ring is armed by who looks at it */
     return look(sink, buffer);
 }
 

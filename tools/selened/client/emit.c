@@ -136,6 +136,7 @@ void selene_cancel_buffer(selene_source *source, selene_buffer *buffer)
 static void publish(struct selene_source *source)
 {
     bool bell = false, sleepers = false;
+    selene_stamp_handed(source);
     for (uint32_t i = 0; i < source->edge_count; i++)
         qos_ring_publish(&source->edges[i]->shm.forward);
     for (uint32_t i = 0; i < source->edge_count; i++)
@@ -200,6 +201,8 @@ static int64_t emit_one(struct selene_source *source, selene_buffer *buffer, int
     int rc = check_borrowed(source, buffer);
     if (rc < 0)
         return rc;
+    if (QOS_UNLIKELY(source->stamps))
+        *source->stamps = (selene_stamps){.api_ns = now};
     uint64_t slice = buffer->token[0];
     uint32_t size = buffer->size, slot_bytes = qos_pool_slot_bytes(source->memory->pool, slice);
     bool remote = source->dest_count || source->relayed;
@@ -310,6 +313,11 @@ int selene_check_emit_outcome(selene_source *source, int64_t token)
     int rc = source->outcomes[token % SELENE_OUTCOMES];
     pthread_mutex_unlock(&source->batch_lock);
     return rc;
+}
+
+void selene_source_stamp(selene_source *source, selene_stamps *stamps)
+{
+    source->stamps = stamps;
 }
 
 uint64_t selene_source_id(const selene_source *source)

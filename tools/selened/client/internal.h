@@ -130,6 +130,7 @@ struct item {
     uint64_t slice;           /* relayed */
     struct memory *memory;    /* relayed */
     struct remote *remote;
+    uint64_t arrived_ns; /* if somebody stamps */
     _Alignas(QOS_CACHE_LINE) uint8_t copy[RX_OFFSET + RX_COPYBREAK];
 };
 
@@ -222,6 +223,7 @@ struct selene_source {
     uint32_t last_consumed;
     uint64_t probe_ns;
     struct selene_counters *counters;
+    selene_stamps *stamps; /* NULL: nobody asked */
     /* under batch_lock */
     pthread_mutex_t batch_lock;
     struct dest *dests;
@@ -264,6 +266,7 @@ struct selene_sink {
     struct pending current;
     uint32_t current_offset, current_index;
     struct selene_counters *counters;
+    selene_stamps *stamps; /* NULL: nobody asked */
     /* SPSC: the receiver queues, the sink's thread takes */
     struct pending *queue;
     _Atomic uint32_t queue_head, queue_tail;
@@ -325,6 +328,9 @@ struct selene_session {
     _Atomic uint32_t open_batches;
     /* reception */
     _Atomic bool ring_used;     /* something may come through the receive ring */
+    _Atomic bool polled;        /* a poll loop watches the doorbell */
+    _Atomic uint32_t stamping;  /* sinks that want to know when messages arrived */
+    uint64_t arrived_ns;        /* the latest ones; the receiver's */
     _Atomic uint32_t receiving; /* 1: somebody is the receiver */
     _Atomic bool role_wanted;   /* by the service thread: no sink takes it again before it has had it */
     _Atomic uint32_t turn;      /* futex: bumped when the receiver leaves or queues for another sink */
@@ -441,8 +447,9 @@ void selene_receive_free(struct selene_session *s);
 
 /* sink.c */
 void selene_sink_apply(struct selene_sink *sink);
-void selene_sink_wake(struct selene_sink *sink);   /* its circumstances have changed */
-void selene_sink_notify(struct selene_sink *sink); /* the receiver has queued something for it */
+void selene_sink_count_edges(struct selene_sink *sink); /* for reports; session->lock held */
+void selene_sink_wake(struct selene_sink *sink);        /* its circumstances have changed */
+void selene_sink_notify(struct selene_sink *sink);      /* the receiver has queued something for it */
 int selene_sink_next(struct selene_sink *sink, selene_buffer *buffer);
 bool selene_sink_ready(struct selene_sink *sink);
 void selene_sink_discard(struct selene_sink *sink);
@@ -467,6 +474,13 @@ static inline void count(uint64_t *counter, uint64_t n)
 {
     /* one writer; a relaxed store so that a reader sees no torn value */
     __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + n, __ATOMIC_RELAXED);
+}
+
+/* What a source hands over next leaves this library now. */
+static inline void selene_stamp_handed(struct selene_source *source)
+{
+    if (QOS_UNLIKELY(source->stamps) && source->stamps->system_ns == 0)
+        source->stamps->system_ns = qos_clock_stamp_ns();
 }
 
 static inline struct qos_address selene_address(const struct selene_addr *a)

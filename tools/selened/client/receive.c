@@ -58,7 +58,9 @@ static void nudge(struct selene_session *s, struct memory *m)
         qos_store_release(&s->pair_again, true);
     if (fd >= 0 && getsockname(fd, (struct sockaddr *)&own, &length) == 0)
         (void)sendto(fd, NULL, 0, MSG_DONTWAIT | MSG_NOSIGNAL, (struct sockaddr *)&own, length);
-    if (__atomic_exchange_n(&m->page->waiting, SELENE_AWAKE, __ATOMIC_ACQ_REL) != SELENE_AWAKE)
+    uint32_t asleep = SELENE_WAIT_FUTEX; /* and nothing else: poll loops must stay armed */
+    if (__atomic_compare_exchange_n(&m->page->waiting, &asleep, SELENE_AWAKE, false, __ATOMIC_ACQ_REL,
+                                    __ATOMIC_RELAXED))
         qos_futex_wake((const _Atomic uint32_t *)&m->page->waiting, INT_MAX);
 }
 
@@ -149,6 +151,7 @@ static bool deliver(struct selene_session *s, const struct arrival *a, const str
     item->slice = a->slice;
     item->memory = NULL;
     item->remote = r;
+    item->arrived_ns = s->arrived_ns;
     qos_store_relaxed(&item->references, r->sinks);
     qos_store_relaxed(&item->untaken, r->sinks);
     qos_store_relaxed(&item->busy, true);
@@ -229,6 +232,13 @@ static uint32_t slab_free(struct selene_session *s, uint32_t from)
     return RX_SLABS;
 }
 
+/* Something has come from the kernel or the ring. */
+static void stamp_arrival(struct selene_session *s)
+{
+    if (QOS_UNLIKELY(qos_load_relaxed(&s->stamping)))
+        s->arrived_ns = qos_clock_stamp_ns();
+}
+
 static int take_packet(struct selene_session *s, const struct qos_packet *p)
 {
     bool copy = p->length <= RX_COPYBREAK;
@@ -289,20 +299,36 @@ static int receive_socket(struct selene_session *s, uint64_t timeout_ns)
     int n = timeout_ns ? udp->ops->rx_wait(udp, &p, timeout_ns) : udp->ops->rx(udp, &p, 1);
     if (n != 1)
         return 0;
+    stamp_arrival(s);
     adapt(s, udp);
     return take_packet(s, &p);
 }
 
 /* ---- The receive ring ---- */
 
+/* For poll loops: silence the doorbell and ask to be rung for what comes from now on. The role is held, so that nobody else can take the
+ * ring for empty meanwhile; all that was there before must then be taken. */
+static void rearm(struct memory *m)
+{
+    char drop[64];
+    while (recv(m->doorbell, drop, sizeof drop, MSG_DONTWAIT) > 0)
+        ;
+    __atomic_store_n(&m->page->waiting, SELENE_WAIT_FD, __ATOMIC_RELAXED);
+    qos_fence_seq_cst(); /* pairs with the fence in selened-dp after it has pushed */
+}
+
 static int receive_ring(struct selene_session *s)
 {
     struct memory *m = s->memory;
     uint64_t words[2];
-    int kept = 0;
-    for (int i = 0; i < RELAY_BURST && qos_ring_peek(&m->relay_rx) >= 2 && qos_ring_pop(&m->relay_rx, words, 2) == 2;
-         i++) {
+    int kept = 0, most = RELAY_BURST;
+    if (qos_load_relaxed(&s->polled)) {
+        rearm(m);
+        most = SELENE_RING_CAPACITY / 2;
+    }
+    for (int i = 0; i < most && qos_ring_peek(&m->relay_rx) >= 2 && qos_ring_pop(&m->relay_rx, words, 2) == 2; i++) {
         struct arrival a = {.size = (uint32_t)words[1], .slice = words[0]};
+        stamp_arrival(s);
         a.data = qos_slice_locate(&m->rx, a.slice, a.size, 0);
         bool keep = false;
         if (a.data) {

@@ -82,6 +82,13 @@ typedef struct selene_sink_stats {
     uint32_t local_sources, remote_sources;
 } selene_sink_stats;
 
+/* When the last message passed through this library, Unix time in ns, to see where a round trip's time goes. */
+typedef struct selene_stamps {
+    uint64_t api_ns; /* source: emit was called; sink: consume had it */
+    uint64_t
+        system_ns; /* source: just before it went to the kernel or a ring, 0 if into a batch; sink: it had come from there */
+} selene_stamps;
+
 /* Called for each message; the buffer is released when it returns. */
 typedef void (*selene_data_cb)(selene_sink *sink, const selene_buffer *buffer, void *arg);
 
@@ -146,6 +153,8 @@ SELENE_API int selene_flush(selene_source *source);
 /* 1 sent, 0 pending, a negative errno (failed), -ESTALE (older than the last SELENE_OUTCOMES). */
 SELENE_API int selene_check_emit_outcome(selene_source *source, int64_t token);
 SELENE_API uint64_t selene_source_id(const selene_source *source);
+/* Stamp each message from now on (costs a look at the clock); NULL: no more. In the thread that uses the source. */
+SELENE_API void selene_source_stamp(selene_source *source, selene_stamps *stamps);
 /* The counters so far; from any thread. */
 SELENE_API void selene_source_get_stats(const selene_source *source, selene_source_stats *stats);
 
@@ -174,6 +183,8 @@ SELENE_API int selene_sink_fd(selene_sink *sink);
 /* The counters so far; from any thread. */
 SELENE_API void selene_sink_get_stats(const selene_sink *sink, selene_sink_stats *stats);
 SELENE_API uint64_t selene_sink_id(const selene_sink *sink);
+/* As selene_source_stamp: the message that was consumed last. */
+SELENE_API void selene_sink_stamp(selene_sink *sink, selene_stamps *stamps);
 
 #ifndef QOS_CDEF
 #ifdef __cplusplus

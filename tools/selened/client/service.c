@@ -188,10 +188,19 @@ static uint64_t next_due(struct selene_session *s, uint64_t now)
     return any(s, &s->sources) ? CALIBRATE_NS : IDLE_NS;
 }
 
+/* What edges have dropped for their sinks stands in the edges, where no report finds it. */
+static void count_edges(struct selene_session *s)
+{
+    pthread_mutex_lock(&s->lock);
+    for (struct selene_sink *x = s->sinks; x; x = x->next)
+        selene_sink_count_edges(x);
+    pthread_mutex_unlock(&s->lock);
+}
+
 void *selene_service(void *arg)
 {
     struct selene_session *s = arg;
-    uint64_t closing_due = 0, calibrate_due = 0, naps = 0;
+    uint64_t closing_due = 0, calibrate_due = 0, count_due = 0, naps = 0;
     (void)prctl(PR_SET_NAME, "selene-service");
     (void)prctl(PR_SET_TIMERSLACK, 1);
     while (!qos_load_acquire(&s->stop)) {
@@ -215,6 +224,10 @@ void *selene_service(void *arg)
         if (now >= calibrate_due && any(s, &s->sources)) {
             calibrate_due = now + CALIBRATE_NS * 9 / 10;
             qos_clock_stamp_calibrate();
+        }
+        if (now >= count_due) {
+            count_due = now + CALIBRATE_NS * 9 / 10;
+            count_edges(s);
         }
         if (s->control_fd < 0 && s->options.reconnect && now >= s->retry_ns)
             reconnect(s);

@@ -115,6 +115,16 @@ static int attach(struct selene_sink *sink, struct edge_in **at)
     return 0;
 }
 
+void selene_sink_count_edges(struct selene_sink *sink)
+{
+    uint64_t dropped = 0;
+    for (uint32_t i = 0; i < sink->edge_count; i++)
+        dropped += qos_load_relaxed(&sink->edges[i]->shm.link->dropped);
+    for (const struct edge_in *edge = sink->inbox; edge; edge = edge->next)
+        dropped += qos_load_relaxed(&edge->shm.link->dropped);
+    __atomic_store_n(&sink->counters->edge_dropped, dropped, __ATOMIC_RELAXED);
+}
+
 void selene_sink_apply(struct selene_sink *sink)
 {
     struct selene_session *s = sink->session;
@@ -146,6 +156,7 @@ void selene_sink_apply(struct selene_sink *sink)
         at = &(*at)->next;
     }
     memory_take(sink);
+    selene_sink_count_edges(sink);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -209,6 +220,7 @@ int selene_sink_fd(selene_sink *sink)
     (void)epoll_ctl(fd, EPOLL_CTL_ADD, sink->event_fd, &own);
     sink->poll_fd = fd;
     watch(sink);
+    qos_store_relaxed(&sink->session->polled, true);
     sink->spin = false;
     selene_edges_wait(sink, QOS_SHM_AWAKE);
     /* From here on it sleeps. A producer that still believes it never does has looked without a fence: let every processor pass one. */
@@ -280,6 +292,7 @@ void selene_close_sink(selene_sink *sink)
     if (!sink)
         return;
     struct selene_session *s = sink->session;
+    selene_sink_stamp(sink, NULL);
     selene_dispatch_enter(s);
     selene_remotes_forget(s, sink); /* the receiver queues nothing from here on */
     selene_sink_discard(sink);
@@ -318,6 +331,15 @@ void selene_close_sink(selene_sink *sink)
     free(sink->queue);
     selene_stream_drop(sink->stream);
     free(sink);
+}
+
+void selene_sink_stamp(selene_sink *sink, selene_stamps *stamps)
+{
+    if (stamps && !sink->stamps)
+        qos_add_relaxed(&sink->session->stamping, 1);
+    else if (!stamps && sink->stamps)
+        qos_sub_acq_rel(&sink->session->stamping, 1);
+    sink->stamps = stamps;
 }
 
 uint64_t selene_sink_id(const selene_sink *sink)

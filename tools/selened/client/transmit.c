@@ -368,6 +368,7 @@ static int send_alone(struct selene_source *source, uint64_t slice, uint8_t *pay
     qos_frame_encode(header, &w);
     qos_frame_put_record(header + QOS_WIRE_HEADER, size, 0);
     uint32_t length = QOS_WIRE_OVERHEAD + size;
+    selene_stamp_handed(source);
     int rc = send_direct(source, header, length, length, 1, qos_frame_cost(length));
     int references = 0;
     if (source->relayed) {

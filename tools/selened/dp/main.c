@@ -3,6 +3,7 @@
  * selened-dp: the datapath process of SELENE. selened starts it and gives it orders; it outlives selened while sessions are there.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
@@ -34,6 +35,8 @@ static const char usage[] =
     "  --spin-us N        look for work this long before sleeping, while it comes that fast (default 50; fifo, rr: 0)\n"
     "  --host HEX         upper half of every id on this host, as a predecessor had it (default: random)\n"
     "  --idle-exit-s N    end after so long without controller and sessions (default 10)\n"
+    "  --log-level LEVEL  what is logged: debug, info (default), warning, error\n"
+    "  --log-format WHAT  text (default) for a person, json for a machine\n"
     "  --version, --help\n";
 
 struct options {
@@ -42,6 +45,8 @@ struct options {
     bool lock_memory;
     uint32_t idle_exit_s;
     uint32_t host;
+    const char *log_level;
+    bool log_json;
     struct dp_settings settings;
 };
 
@@ -55,17 +60,27 @@ enum {
     OPTION_SPIN,
     OPTION_IDLE,
     OPTION_HOST,
+    OPTION_LOG_LEVEL,
+    OPTION_LOG_FORMAT,
     OPTION_VERSION,
     OPTION_HELP
 };
 
 static const struct option long_options[] = {
-    {"socket", required_argument, NULL, OPTION_SOCKET}, {"ready-fd", required_argument, NULL, OPTION_READY},
-    {"sched", required_argument, NULL, OPTION_SCHED},   {"priority", required_argument, NULL, OPTION_PRIORITY},
-    {"cpu", required_argument, NULL, OPTION_CPU},       {"lock-memory", no_argument, NULL, OPTION_LOCK},
-    {"spin-us", required_argument, NULL, OPTION_SPIN},  {"idle-exit-s", required_argument, NULL, OPTION_IDLE},
-    {"host", required_argument, NULL, OPTION_HOST},     {"version", no_argument, NULL, OPTION_VERSION},
-    {"help", no_argument, NULL, OPTION_HELP},           {NULL, 0, NULL, 0},
+    {"socket", required_argument, NULL, OPTION_SOCKET},
+    {"ready-fd", required_argument, NULL, OPTION_READY},
+    {"sched", required_argument, NULL, OPTION_SCHED},
+    {"priority", required_argument, NULL, OPTION_PRIORITY},
+    {"cpu", required_argument, NULL, OPTION_CPU},
+    {"lock-memory", no_argument, NULL, OPTION_LOCK},
+    {"spin-us", required_argument, NULL, OPTION_SPIN},
+    {"idle-exit-s", required_argument, NULL, OPTION_IDLE},
+    {"host", required_argument, NULL, OPTION_HOST},
+    {"log-level", required_argument, NULL, OPTION_LOG_LEVEL},
+    {"log-format", required_argument, NULL, OPTION_LOG_FORMAT},
+    {"version", no_argument, NULL, OPTION_VERSION},
+    {"help", no_argument, NULL, OPTION_HELP},
+    {NULL, 0, NULL, 0},
 };
 
 /* A number from `low` to `high`, or the end of the process. */
@@ -106,8 +121,10 @@ static int sched_class(const char *text)
 
 static void parse(int argc, char **argv, struct options *o)
 {
-    *o = (struct options){
-        .ready_fd = -1, .idle_exit_s = 10, .settings = {.class_ = QOS_RT_OTHER, .cpu = -1, .spin_us = SPIN_BY_CLASS}};
+    *o = (struct options){.ready_fd = -1,
+                          .idle_exit_s = 10,
+                          .log_level = "info",
+                          .settings = {.class_ = QOS_RT_OTHER, .cpu = -1, .spin_us = SPIN_BY_CLASS}};
     for (int c; (c = getopt_long(argc, argv, "", long_options, NULL)) != -1;)
         switch (c) {
         case OPTION_SOCKET:
@@ -137,6 +154,16 @@ static void parse(int argc, char **argv, struct options *o)
         case OPTION_HOST:
             o->host = host_id(optarg);
             break;
+        case OPTION_LOG_LEVEL:
+            o->log_level = optarg;
+            break;
+        case OPTION_LOG_FORMAT:
+            o->log_json = strcmp(optarg, "json") == 0;
+            if (!o->log_json && strcmp(optarg, "text") != 0) {
+                dp_log("error", "--log-format %s: text or json is expected", optarg);
+                exit(2);
+            }
+            break;
         case OPTION_VERSION:
             printf("selened-dp %s\n", QOS_VERSION);
             exit(0);
@@ -147,6 +174,11 @@ static void parse(int argc, char **argv, struct options *o)
             fputs(usage, stderr);
             exit(2);
         }
+    if (dp_log_set(o->log_level, o->log_json) < 0) {
+        (void)dp_log_set("info", o->log_json);
+        dp_log("error", "--log-level %s: debug, info, warning or error is expected", o->log_level);
+        exit(2);
+    }
     if (o->socket == NULL || optind != argc) {
         fputs(usage, stderr);
         exit(2);
@@ -162,6 +194,14 @@ static void parse(int argc, char **argv, struct options *o)
         o->settings.priority = PRIORITY_DEFAULT;
     if (o->settings.priority == 99)
         dp_log("warning", "priority 99 starves the kernel's own threads; 80 or less is advised");
+}
+
+/* Whoever starts selened again may open the same log file: without this each would write over the other's lines. */
+static void append_to_log(void)
+{
+    int flags = fcntl(STDERR_FILENO, F_GETFL);
+    if (flags >= 0)
+        (void)fcntl(STDERR_FILENO, F_SETFL, flags | O_APPEND);
 }
 
 static int block_signals(void)
@@ -202,6 +242,7 @@ int main(int argc, char **argv)
     static struct dp_data data;
     static struct dp_control control;
     struct options options;
+    append_to_log();
     parse(argc, argv, &options);
     int signal_fd = block_signals();
     if (signal_fd < 0) {

@@ -378,7 +378,7 @@ struct selene_counters {
     uint64_t failed;       /* source: send errors */
     uint64_t again;        /* source: -EAGAIN given */
     uint64_t returning;    /* source: slices back from the datapath process, not yet free */
-    uint64_t reserved;
+    uint64_t edge_dropped; /* sink: by its open edges; added to dropped when they end. Up to a second old */
 };
 
 /* Offsets inside the session page. Ring directions from the client's point of view; each ring is a struct qos_ring of

@@ -9,22 +9,41 @@ into slices); `_life` only while counters are read or the pointer is taken away,
 
 from __future__ import annotations
 
+import errno
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from selene.errors import closed
+from selene._selene import ffi
+from selene.errors import SeleneError, closed
 
 if TYPE_CHECKING:
-    import weakref
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
-    from selene.errors import SeleneError
     from selene.stream import Stream
 
 SLICE_NS: Final = 100_000_000  # no call waits longer in C, where Ctrl-C cannot reach it
+
+
+class Stamps:
+    """When the last message passed through libselene, Unix time in ns."""
+
+    def __init__(self, stamps: Any) -> None:
+        self._stamps = stamps
+
+    @property
+    def api_ns(self) -> int:
+        """Source: emit was called. Sink: consume had the message. 0: none yet."""
+        return int(self._stamps.api_ns)
+
+    @property
+    def system_ns(self) -> int:
+        """Source: just before it went to the kernel or a ring; 0 if into a batch. Sink: it had come from there."""
+        return int(self._stamps.system_ns)
 
 
 class Endpoint(ABC):
@@ -44,6 +63,8 @@ class Endpoint(ABC):
         # Buffers that were dropped: (buffer, what it lies in, as in _views or None). The garbage collector appends, so
         # nothing else is done there; whoever holds the lock next gives them back.
         self._late: deque[tuple[Any, Any, weakref.ref[Any] | None]] = deque()
+        self._stamps: Any = None  # selene_stamps *, which libselene writes while the endpoint is open
+        self._told_at_close: weakref.WeakMethod[Callable[[], None]] | None = None
 
     @property
     def closed(self) -> bool:
@@ -62,6 +83,8 @@ class Endpoint(ABC):
                     pointer, self._pointer = self._pointer, None
                 if pointer is None:
                     return
+                if self._told_at_close is not None and (tell := self._told_at_close()) is not None:
+                    tell()
                 with self._lock:  # a call that is on its way sees the missing pointer after its slice
                     try:
                         self._end_views()
@@ -109,6 +132,27 @@ class Endpoint(ABC):
             if reference is not None:
                 self._views.pop(id(buffer), None)
             self._take_back(pointer, buffer)
+
+    def stamps(self) -> Stamps:
+        """From now on, when the last message passed through libselene: what is returned changes with each message."""
+        with self._lock:
+            if self._pointer is None:
+                raise self._closed()
+            if self._stamps is None:
+                self._stamps = ffi.new("selene_stamps *")
+            self._stamp(self._pointer, self._stamps)
+            return Stamps(self._stamps)
+
+    @abstractmethod
+    def _stamp(self, pointer: Any, stamps: Any) -> None:
+        """Let libselene write stamps; with the lock held."""
+
+    def _tell_at_close(self, tell: Callable[[], None]) -> None:
+        """Call `tell`, a method of whoever waits for this endpoint in a loop, when it is being closed. Raises
+        SeleneError (EBUSY) when somebody else is told."""
+        if self._told_at_close is not None and self._told_at_close() is not None:
+            raise SeleneError(errno.EBUSY, f"the {self._kind} is in an event loop already")
+        self._told_at_close = weakref.WeakMethod(tell)
 
     def _closed(self) -> SeleneError:
         return closed(self._kind)

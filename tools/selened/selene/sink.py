@@ -164,6 +164,9 @@ class Sink(Endpoint):
             yield message
             message.release()
 
+    def _stamp(self, pointer: Any, stamps: Any) -> None:
+        lib.selene_sink_stamp(pointer, stamps)
+
     def _usable(self) -> Any:
         """The pointer, with what was dropped given back; with the lock held."""
         pointer = self._pointer

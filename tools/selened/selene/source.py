@@ -173,6 +173,9 @@ class Source(Endpoint):
             raise failure(code, FULL)
         time.sleep(_FULL_SLEEP_S)
 
+    def _stamp(self, pointer: Any, stamps: Any) -> None:
+        lib.selene_source_stamp(pointer, stamps)
+
     def _room_of(self, buffer: Any) -> int:
         return self._borrowed[id(buffer)][1]
 

@@ -45,10 +45,11 @@ _AGAIN_S: Final = 0.2
 
 
 class Daemon:
-    """selened. `reload` loads the configuration anew."""
+    """selened. `reload` loads the configuration anew; `log_format` is that of selened-dp's lines too."""
 
-    def __init__(self, settings: Settings, reload: Callable[[], Settings]) -> None:
+    def __init__(self, settings: Settings, reload: Callable[[], Settings], log_format: str = "text") -> None:
         self.settings = settings
+        self._log_format = log_format
         self.path = Path(settings.socket) if settings.socket else paths.daemon_socket("selened")
         self._reload_settings = reload
         self._stop = asyncio.Event()
@@ -77,7 +78,7 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         async with contextlib.AsyncExitStack() as stack:
             datapath = self._new_datapath()
-            await datapath.start(self.settings.datapath.arguments())
+            await datapath.start(self._datapath_arguments())
             stack.push_async_callback(self._stop_datapath)
             self.datapath = datapath
             self._started = time.monotonic()
@@ -106,6 +107,10 @@ class Daemon:
             raise self._failure
 
     # ---- Start ----
+
+    def _datapath_arguments(self) -> list[str]:
+        log_options = ["--log-level", self.settings.log_level, "--log-format", self._log_format]
+        return [*self.settings.datapath.arguments(), *log_options]
 
     def _new_datapath(self) -> Datapath:
         datapath = Datapath(
@@ -241,7 +246,7 @@ class Daemon:
         while self._quick_failures < _FAILURES:
             datapath = self._new_datapath()
             try:
-                await datapath.start(self.settings.datapath.arguments(), successor_of=self.datapath)
+                await datapath.start(self._datapath_arguments(), successor_of=self.datapath)
                 receive_bytes = await self._listen_for_data(datapath)
                 datapath.check()
             except (DatapathError, sockets.SocketError) as failure:

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+
 import click
 
 from libqos import cli
@@ -15,6 +19,12 @@ def _overrides() -> dict[str, object]:
     given = click.get_current_context().params
     keys = [row[0] for row in configuration.reference(Settings, tool="selened")]
     return {key: given[name] for key in keys if (name := f"table_{key.replace('.', '_')}") in given}
+
+
+def _append_to_log() -> None:
+    """Never write over what selened-dp, which may be older than we are, writes to the same file."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(2, fcntl.F_SETFL, fcntl.fcntl(2, fcntl.F_GETFL) | os.O_APPEND)
 
 
 @cli.command("selened")
@@ -31,11 +41,13 @@ def selened(settings: Settings) -> None:
 
     context = click.get_current_context()
     file, overrides = context.params.get("config_file"), _overrides()
-    cli.set_up_logging(settings.log_level.upper(), context.meta.get("libqos.log_format", "text"))
+    log_format = context.meta.get("libqos.log_format", "text")
+    _append_to_log()
+    cli.set_up_logging(settings.log_level.upper(), log_format)
 
     async def serve() -> None:
         await Daemon(
-            settings, lambda: configuration.load(Settings, tool="selened", file=file, overrides=overrides)
+            settings, lambda: configuration.load(Settings, tool="selened", file=file, overrides=overrides), log_format
         ).run()
 
     asyncio.run(serve())

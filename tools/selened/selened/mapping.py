@@ -63,6 +63,10 @@ class Capabilities:
         return [item.label for item in Technology if not self.reason(item)]
 
 
+# A mark on the socket would be that of all its streams: those of a session, or relayed those of every session.
+NOT_MARKED: Final = (
+    "not applied: streams of several classes share a socket, so packets carry no DSCP and no SO_PRIORITY"
+)
 NOT_BUILT: Final = "not built into this version"
 BUILT_IN: Final = Capabilities(MappingProxyType({Technology.UDP: ""}))
 
@@ -96,6 +100,8 @@ class Decision:
             "acceleration": str(self.policy.acceleration),
             "resources": str(self.policy.resources),
             "delivery": str(self.policy.delivery),
+            "traffic_class": self.policy.traffic_class,
+            "marking": NOT_MARKED,
             "technology": self.chosen.label,
             "reason": self.reason,
             "warning": self.warning or None,

@@ -18,7 +18,17 @@ _COUNTERS: Final[int] = lib.SELENE_PAGE_COUNTERS
 _EACH: Final[int] = ffi.sizeof("struct selene_counters")
 
 SOURCE_COUNTERS: Final = ("messages", "bytes", "datagrams", "dropped", "dropped_slow", "failed", "again")
-SINK_COUNTERS: Final = ("messages", "bytes", "datagrams", "lost", "duplicated", "reordered", "dropped", "refused")
+SINK_COUNTERS: Final = (
+    "messages",
+    "bytes",
+    "datagrams",
+    "lost",
+    "duplicated",
+    "reordered",
+    "dropped",
+    "refused",
+    "edge_dropped",
+)
 
 
 class SessionPage:

@@ -213,6 +213,8 @@ class Status:
         source = entry.kind == SOURCE
         names = SOURCE_COUNTERS if source else SINK_COUNTERS
         counters = client.page.counters(entry.index, names) if client.page is not None else {}
+        if "edge_dropped" in counters:
+            counters["dropped"] += counters.pop("edge_dropped")
         return {
             "kind": "source" if source else "sink",
             "ts_ns": now,

@@ -86,15 +86,21 @@ def _plan(**values: Any) -> Plan:
 @_counts(10_000, 1_000)
 @_measurement(PINGPONG_CHANNEL, 16, "best-effort")
 @click.option("--samples", is_flag=True, help="Print each round trip too.")
-def pingpong(role: str | None, samples: bool, **values: Any) -> int:
+@click.option("--breakdown", is_flag=True, help="Print where the time goes: send, network, receive, processing.")
+def pingpong(role: str | None, samples: bool, breakdown: bool, **values: Any) -> int:
     """Round trips: one message there, one back.
 
     Prints a summary of the round-trip times ("metric":"rtt"); with --samples each of them before it, as a latency
-    record (with --rate also its jitter).
+    record (with --rate also its jitter); with --breakdown after it a breakdown record, the mean of each share. The
+    server needs no option for it.
     """
     from selene.commands import perf_pingpong
 
-    return perf_pingpong.run(_plan(**values), role, samples)
+    if breakdown and values["size_bytes"] < perf_pingpong.STAMPED_BYTES:
+        raise click.UsageError(
+            f"--breakdown: found --size {values['size_bytes']}, accepted {perf_pingpong.STAMPED_BYTES} or more"
+        )
+    return perf_pingpong.run(_plan(**values), role, samples, breakdown)
 
 
 @command.command("flood")

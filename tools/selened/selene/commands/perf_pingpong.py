@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`selene perf pingpong`.
 
-A ping carries the number of its client and its own; the server sends it back as it is. So several clients can use one
-server, and an answer that comes too late is told from the one that is waited for.
+A ping carries the number of its client and its own; the server sends it back as it is, or, where the number says so,
+with the stamps of `perf_breakdown` behind it. So several clients can use one server, and an answer that comes too late
+is told from the one that is waited for.
 """
 
 from __future__ import annotations
@@ -16,30 +17,35 @@ from typing import TYPE_CHECKING, Final
 
 import selene
 from libqos import cli, telemetry
-from selene.commands import common, perf_run
+from selene.commands import common, perf_breakdown, perf_run
+from selene.commands.perf_breakdown import Trip
 
 if TYPE_CHECKING:
     from selene.commands.perf_run import Plan
 
 _HEADER: Final = struct.Struct("<QQ")  # client, number
-_HELLO: Final = 2**64 - 1  # the number of pings that ask whether the server is there
+STAMPED_BYTES: Final = _HEADER.size + perf_breakdown.STAMPS.size
+_HELLO: Final = 2**63 - 1  # the number of pings that ask whether the server is there
+_STAMPED: Final = 2**63  # in the number of a ping that wants stamps
 _HELLO_S: Final = 0.05
 _LOST_S: Final = 1.0  # an answer that takes longer is counted as lost
 _WRITE_NS: Final = 250_000_000  # samples are written that often, between round trips
 
 
-def run(plan: Plan, role: str | None, samples: bool) -> int:
+def run(plan: Plan, role: str | None, samples: bool, breakdown: bool) -> int:
     """One end, or both."""
     if role == "server":
         return serve(plan)
+    client = Client(plan, samples, breakdown)
     if role == "client":
-        return Client(plan, samples).run()
-    return perf_run.both_ends(plan, Client(plan, samples).run, functools.partial(serve, plan), patience_s=0)
+        return client.run()
+    return perf_run.both_ends(plan, client.run, functools.partial(serve, plan), patience_s=0)
 
 
 def serve(plan: Plan) -> int:
     """Answer until interrupted."""
     answered = refused = 0
+    stamps: perf_breakdown.Server | None = None  # once somebody wants them
     with (
         perf_run.open_session(plan, "server") as session,
         perf_run.open_stream(plan, session) as stream,
@@ -50,7 +56,14 @@ def serve(plan: Plan) -> int:
             while True:
                 try:
                     with ping.consume(perf_run.IDLE_S) as message:
-                        pong.send(message.data)
+                        who = _HEADER.unpack_from(message.data) if len(message) >= STAMPED_BYTES else (0, 0)
+                        if who[1] & _STAMPED:
+                            stamps = stamps or perf_breakdown.Server(ping, pong)
+                            answer = bytearray(message.data)
+                            stamps.fill(answer, _HEADER.size, who)
+                            pong.send(answer)
+                        else:
+                            pong.send(message.data)
                         answered += 1
                 except selene.SeleneTimeoutError:
                     perf_run.look_for_parent()
@@ -64,13 +77,15 @@ def serve(plan: Plan) -> int:
 class Client:
     """Measures round trips."""
 
-    def __init__(self, plan: Plan, samples: bool) -> None:
+    def __init__(self, plan: Plan, samples: bool, breakdown: bool) -> None:
         self._plan = plan
         self._samples = samples
+        self._wants_breakdown = breakdown
+        self._breakdown: perf_breakdown.Client | None = None
         self._number = int.from_bytes(os.urandom(8), "little")
         self._rtts = array("Q")
         self._lost = 0
-        self._unwritten: list[tuple[int, int, int]] = []  # number, round trip, arrival (monotonic)
+        self._unwritten: list[Trip] = []
         self._before = (-2, 0)  # number and arrival of the sample written last
         self._arrived_ns = 0
         self._writer: common.Writer | None = None
@@ -86,6 +101,8 @@ class Client:
             stream.source(channel=plan.channel) as ping,
         ):
             self._find_server(ping, pong)
+            if self._wants_breakdown:
+                self._breakdown = perf_breakdown.Client(ping, pong)
             try:
                 with perf_run.Progress("pingpong", plan.total) as progress:
                     self._measure(ping, pong, progress)
@@ -93,6 +110,10 @@ class Client:
                 self._write()
                 if self._rtts:
                     self._writer.write(telemetry.summary("rtt", self._rtts, lost=self._lost))
+                if self._breakdown is not None and (record := self._breakdown.record(plan.size_bytes)) is not None:
+                    table = plan.output_format == "table"
+                    for row in perf_breakdown.rows(record) if table else [record]:
+                        self._writer.write(row)
         if not self._rtts:
             raise perf_run.PeerError(f"none of {plan.count} pings was answered within {_LOST_S:g} s")
         return cli.OK
@@ -105,26 +126,38 @@ class Client:
     def _measure(self, ping: selene.Source, pong: selene.Sink, progress: perf_run.Progress) -> None:
         plan, pace = self._plan, perf_run.Pace(self._plan)
         write_ns = time.monotonic_ns() + _WRITE_NS
-        for number in range(plan.total):
+        # The stamps of the last one come with one more.
+        for number in range(plan.total + (self._breakdown is not None)):
             pace.wait(number)
-            rtt_ns = self._trip(ping, pong, number, _LOST_S)
-            if number >= plan.warmup:
-                if rtt_ns is None:
-                    self._lost += 1
-                    continue
-                self._rtts.append(rtt_ns)
-                if self._samples:
-                    self._unwritten.append((number - plan.warmup, rtt_ns, self._arrived_ns))
-                    if self._arrived_ns >= write_ns:
-                        self._write()
-                        write_ns = time.monotonic_ns() + _WRITE_NS
+            trip = self._trip(ping, pong, number, _LOST_S)
+            if trip is None:
+                self._lost += plan.warmup <= number < plan.total
+            elif self._breakdown is None:
+                self._account(trip)
+            if self._arrived_ns >= write_ns:
+                self._write()
+                write_ns = time.monotonic_ns() + _WRITE_NS
             if self._arrived_ns >= progress.due_ns:
                 progress.show(self._arrived_ns, number + 1)
 
-    def _trip(self, ping: selene.Source, pong: selene.Sink, number: int, timeout_s: float) -> int | None:
-        """One round trip in ns; None when no answer came."""
+    def _account(self, trip: Trip | None) -> None:
+        if trip is None or trip.number < self._plan.warmup:
+            return
+        self._rtts.append(trip.rtt_ns)
+        if self._samples:
+            self._unwritten.append(trip._replace(number=trip.number - self._plan.warmup))
+        if self._breakdown is not None:
+            self._breakdown.count(trip)
+
+    def _trip(self, ping: selene.Source, pong: selene.Sink, number: int, timeout_s: float) -> Trip | None:
+        """One round trip; None when no answer came. Where stamps are wanted, the one before is accounted for."""
+        stamps = self._breakdown
+        name = (self._number, number | (_STAMPED if self._wants_breakdown else 0))
         buffer = ping.get(self._plan.size_bytes)
-        _HEADER.pack_into(buffer.data, 0, self._number, number)
+        if self._wants_breakdown:
+            buffer.data[:STAMPED_BYTES] = bytes(STAMPED_BYTES)
+        _HEADER.pack_into(buffer.data, 0, *name)
+        begin_unix_ns = time.time_ns()
         begin_ns = time.monotonic_ns()
         buffer.emit()
         left_s = timeout_s
@@ -132,12 +165,19 @@ class Client:
             try:
                 message = pong.consume(left_s)
             except selene.SeleneTimeoutError:
-                return None
+                break
             self._arrived_ns = time.monotonic_ns()
+            end_unix_ns = time.time_ns()
             with message:
-                if len(message) >= _HEADER.size and _HEADER.unpack_from(message.data) == (self._number, number):
-                    return self._arrived_ns - begin_ns
+                if len(message) >= _HEADER.size and _HEADER.unpack_from(message.data) == name:
+                    trip = Trip(number, self._arrived_ns - begin_ns, self._arrived_ns, {})
+                    if stamps is not None:
+                        told = perf_breakdown.STAMPS.unpack_from(message.data, _HEADER.size)
+                        self._account(stamps.take(trip, begin_unix_ns, end_unix_ns, told))
+                    return trip
             left_s = timeout_s - (self._arrived_ns - begin_ns) / 1e9
+        if stamps is not None:
+            self._account(stamps.lose())
         return None
 
     def _write(self) -> None:
@@ -145,10 +185,11 @@ class Client:
         assert self._writer is not None
         period_ns = round(1e9 / self._plan.rate) if self._plan.rate is not None else 0
         unix_ns = time.time_ns() - time.monotonic_ns()
-        for number, rtt_ns, arrived_ns in self._unwritten:
+        for number, rtt_ns, arrived_ns, shares_ns in self._unwritten:
             jitter_ns = None
             if period_ns and self._before[0] == number - 1:
                 jitter_ns = arrived_ns - self._before[1] - period_ns
             self._before = (number, arrived_ns)
-            self._writer.write(telemetry.latency_record(number, rtt_ns, unix_ns + arrived_ns, jitter_ns))
+            shares = {f"{name}_ns": value for name, value in shares_ns.items()}
+            self._writer.write(telemetry.latency_record(number, rtt_ns, unix_ns + arrived_ns, jitter_ns, **shares))
         self._unwritten.clear()

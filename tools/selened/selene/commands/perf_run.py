@@ -104,14 +104,7 @@ def _run_child(there: Callable[[], int]) -> NoReturn:
     global _parent
     _parent = os.getppid()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-    def end() -> int:
-        try:
-            return there()
-        except KeyboardInterrupt:  # click would print an empty line
-            return cli.INTERRUPTED
-
-    os._exit(cli.run(click.Command("selene perf", callback=end), []))
+    os._exit(cli.run(cli.Command("selene perf", callback=there), []))
 
 
 def _end_child(child: int, patience_s: float) -> int:
