@@ -256,7 +256,8 @@ class Daemon:
             log.info("reloaded: %s", text)
         for text in later:
             log.warning("needs a restart: %s", text)
-        self.core.settings = self.settings = new
+        self.settings = new
+        self.core.configure(new)
         logging.getLogger().setLevel(new.log_level.upper())
         assert self.core.peers is not None
         await self.core.peers.configure(new.peers)

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from libqos.config import option, section, sections
+from libqos.policy import Acceleration, Resources
+from selened import strategies
+from selened.mapping import StreamPolicy, Technology, default_order
 from selened.plans import MAX_WINDOW_BYTES, MIN_WINDOW_BYTES
 from selened.wire import MAX_SESSIONS, Address
 
@@ -62,6 +65,41 @@ class Datapath:
         if self.spin_us >= 0:
             result += ["--spin-us", str(self.spin_us)]
         return result
+
+
+def _order(meaning: str, acceleration: Acceleration, resources: Resources = Resources.LOW) -> tuple[str, ...]:
+    """An option of [mapping], by default the order of the default strategy."""
+    default = default_order(StreamPolicy(acceleration=acceleration, resources=resources))
+    labels = tuple(item.label for item in Technology)
+    result: tuple[str, ...] = option(tuple(item.label for item in default), choices=labels, meaning=meaning)
+    return result
+
+
+def _strategy(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    if value and value not in (known := strategies.installed()):
+        raise ValueError(f"installed are {', '.join(known) or 'none'}")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mapping:
+    """Which technologies a stream gets, best first; the first usable one wins."""
+
+    slow: tuple[str, ...] = _order("for slow streams", Acceleration.SLOW)
+    fast_low: tuple[str, ...] = _order("for fast streams with low resource use", Acceleration.FAST)
+    fast_any: tuple[str, ...] = _order("for fast streams with any resource use", Acceleration.FAST, Resources.ANY)
+    strategy: str = option(
+        "", parse=_strategy, accepted="the name of an installed entry point in the group selene.mapping",
+        meaning="Python function that is asked first; empty: none",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for key in ("slow", "fast_low", "fast_any"):
+            order = getattr(self, key)
+            if not order or len(set(order)) < len(order):
+                raise ValueError(f"{key}: found {list(order)}, accepted one technology or more, each once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +161,7 @@ class Settings:
         5, minimum=0, maximum=3600, meaning="how long what a peer announced outlives the connection to it"
     )
     datapath: Datapath = section(Datapath, meaning="the datapath process")  # noqa: RUF009 - makes a field
+    mapping: Mapping = section(Mapping, meaning="technologies of streams")  # noqa: RUF009
     tls: Tls = section(Tls, meaning="encryption between the daemons")  # noqa: RUF009
     peers: tuple[Peer, ...] = sections(Peer, maximum=MAX_PEERS, meaning="another host")
 
@@ -146,7 +185,7 @@ class Settings:
 # What a running daemon takes over at SIGHUP; everything else needs a restart.
 RELOADABLE: Final = (
     "log_level", "peers", "max_sessions", "max_sessions_per_user", "sessions", "direct_ports", "edge_depth",
-    "peer_hold_s",
+    "peer_hold_s", "mapping",
 )  # fmt: skip
 
 
@@ -162,10 +201,7 @@ def differences(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
             gone = [f"-{peer.endpoint}" for peer in before if peer not in after]
             come = [f"+{peer.endpoint}" for peer in after if peer not in before]
             now.append(f"peers {' '.join(gone + come)}")
-        elif field.name in RELOADABLE:
-            now.append(f"{field.name} {before} → {after}")
-        elif dataclasses.is_dataclass(before):
-            later.append(f"[{field.name}]")
         else:
-            later.append(f"{field.name} {before} → {after}")
+            text = f"[{field.name}]" if dataclasses.is_dataclass(before) else f"{field.name} {before} → {after}"
+            (now if field.name in RELOADABLE else later).append(text)
     return now, later

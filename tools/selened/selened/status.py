@@ -14,7 +14,7 @@ from libqos.rpc import Peer as Asker
 from libqos.rpc import RpcError
 from selened import fsck
 from selened.datapath import DatapathError
-from selened.mapping import StreamPolicy, decide
+from selened.mapping import StreamPolicy
 from selened.pages import SINK_COUNTERS, SOURCE_COUNTERS
 from selened.sessions import SOURCE, Client
 from selened.wire import VERSION, RefusedError
@@ -159,7 +159,7 @@ class Status:
         if unknown:
             raise RpcError("bad-request", f"unknown: {', '.join(sorted(unknown))[:80]}")
         try:
-            return [{"kind": "decision", **decide(policy, self.core.capabilities).record()}]
+            return [{"kind": "decision", **self.core.decide(policy).record()}]
         except RefusedError as refusal:
             raise RpcError("refused", str(refusal)) from None
 
