@@ -133,7 +133,7 @@ class Daemon:
         return granted
 
     def _probe_receive_buffer(self) -> int:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        with socket.socket(sockets.family_of(self.settings.address), socket.SOCK_DGRAM) as probe:
             return sockets.set_receive_buffer(probe, self.settings.receive_buffer_bytes)
 
     async def _start_peers(self, peers: Peers) -> None:

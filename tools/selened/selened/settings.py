@@ -20,12 +20,14 @@ DEFAULT_PORT: Final = 7471
 MAX_PEERS: Final = 64
 
 
-def _ipv4(value: object) -> str:
+def _ip(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError
-    address = ipaddress.IPv4Address(value)
+    address = ipaddress.ip_address(value)
     if address.is_unspecified or address.is_multicast or value == "255.255.255.255":
         raise ValueError("peers send to this address, so it has to be one of this host")
+    if address.version == 6 and (address.is_link_local or address.ipv4_mapped or address.scope_id):
+        raise ValueError("one that means the same on every host: no link-local and no v4-mapped one")
     return str(address)
 
 
@@ -106,7 +108,7 @@ class Mapping:
 class Peer:
     """Another host that runs selened."""
 
-    address: str = option(parse=_ipv4, accepted="an IPv4 address", meaning="its address")
+    address: str = option(parse=_ip, accepted="an IP address", meaning="its address")
     port: int = option(DEFAULT_PORT, minimum=1, maximum=65535, meaning="its port (UDP for data, TCP for control)")
 
     @property
@@ -137,7 +139,7 @@ class Settings:
     """The configuration of selened."""
 
     address: str = option(
-        "127.0.0.1", parse=_ipv4, accepted="an IPv4 address of this host", meaning="address for data and for peers"
+        "127.0.0.1", parse=_ip, accepted="an IP address of this host", meaning="address for data and for peers"
     )
     port: int = option(DEFAULT_PORT, minimum=1, maximum=65535, meaning="UDP port for data and TCP port for peers")
     socket: str = option("", meaning="control socket; empty: selened.sock in the runtime directory", short="-s")
@@ -174,6 +176,8 @@ class Settings:
                 raise ValueError(f"peers[{index}]: found {peer.endpoint}, which is this daemon itself; remove it")
             if peer.endpoint in seen:
                 raise ValueError(f"peers[{index}]: found {peer.endpoint} twice, accepted once")
+            if ipaddress.ip_address(peer.address).version != ipaddress.ip_address(self.address).version:
+                raise ValueError(f"peers[{index}]: found {peer.address}, accepted one of the family of {self.address}")
             seen.add(peer.endpoint)
 
     def port_range(self) -> range:
