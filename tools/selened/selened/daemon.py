@@ -88,6 +88,7 @@ class Daemon:
             self.core.peers = peers = Peers(self.core, tls)
             stack.push_async_callback(peers.close)
             await self._start_peers(peers)
+            self._start_discovery(stack, peers)
             await self._start_status(stack)
             await self._start_control(stack)
             self._begin_grace()
@@ -142,6 +143,15 @@ class Daemon:
         except OSError as failure:
             where = self.core.address
             raise sockets.SocketError(f"TCP {where}: {failure.strerror}; set port to a free one") from failure
+
+    def _start_discovery(self, stack: contextlib.AsyncExitStack, peers: Peers) -> None:
+        if not self.settings.discovery.enabled:
+            return
+        from selened.discovery import Discovery  # with what it imports, only where it is wanted
+
+        peers.discovery = discovery = Discovery(self.core, peers)
+        stack.push_async_callback(discovery.close)
+        discovery.start()
 
     async def _start_status(self, stack: contextlib.AsyncExitStack) -> None:
         path = paths.status_socket(self.path)

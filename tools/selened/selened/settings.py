@@ -12,12 +12,14 @@ from typing import Final
 from libqos.config import option, section, sections
 from libqos.policy import Acceleration, Resources
 from selened import strategies
+from selened.announcement import MAX_SITE_BYTES
 from selened.mapping import StreamPolicy, Technology, default_order
 from selened.plans import MAX_WINDOW_BYTES, MIN_WINDOW_BYTES
 from selened.wire import MAX_SESSIONS, Address
 
 DEFAULT_PORT: Final = 7471
 MAX_PEERS: Final = 64
+_MAX_PLACES: Final = 16
 
 
 def _ip(value: object) -> str:
@@ -116,6 +118,55 @@ class Peer:
         return Address(self.address, self.port)
 
 
+def _group(value: object) -> str:
+    if not isinstance(value, str) or "%" in value or not (address := ipaddress.ip_address(value)).is_multicast:
+        raise ValueError
+    return str(address)
+
+
+def _network(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return str(ipaddress.ip_network(value))
+
+
+def _site(value: object) -> str:
+    if not isinstance(value, str) or len(value.encode()) > MAX_SITE_BYTES or not value.isprintable():
+        raise ValueError
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discovery:
+    """Finding peers by multicast."""
+
+    enabled: bool = option(False, meaning="announce this host, and make peers of those that announce themselves")
+    site: str = option(
+        "", parse=_site, accepted=f"text of at most {MAX_SITE_BYTES} bytes",
+        meaning="only hosts with the same one find each other",
+    )  # fmt: skip
+    groups: tuple[str, ...] = option(
+        ("239.255.74.71", "ff12::8000:7471"), parse=_group, accepted="a multicast address",
+        meaning="where to announce, each on every interface with addresses of its family",
+    )  # fmt: skip
+    port: int = option(DEFAULT_PORT + 1, minimum=1, maximum=65535, meaning="UDP port of announcements")
+    interfaces: tuple[str, ...] = option((), meaning="where to announce; empty: the interface that has address")
+    allow: tuple[str, ...] = option(
+        (), parse=_network, accepted="a network such as 192.168.10.0/24",
+        meaning="who can be a peer; empty: the networks of the interface where it was heard",
+    )  # fmt: skip
+    key_file: str = option("", meaning="file with a secret of at least 16 bytes that all hosts share; empty: none")
+    interval_s: int = option(5, minimum=1, maximum=60, meaning="seconds between announcements")
+    max_peers: int = option(MAX_PEERS, minimum=1, maximum=MAX_PEERS, meaning="most hosts that are discovered")
+
+    def __post_init__(self) -> None:
+        for key in ("groups", "interfaces"):
+            if len(getattr(self, key)) > _MAX_PLACES:
+                raise ValueError(f"{key}: found {len(getattr(self, key))}, accepted at most {_MAX_PLACES}")
+        if self.enabled and not self.groups:
+            raise ValueError("groups: found none, accepted one or more")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tls:
     """Mutual TLS between the daemons. All three files, or none."""
@@ -165,6 +216,7 @@ class Settings:
     datapath: Datapath = section(Datapath, meaning="the datapath process")  # noqa: RUF009 - makes a field
     mapping: Mapping = section(Mapping, meaning="technologies of streams")  # noqa: RUF009
     tls: Tls = section(Tls, meaning="encryption between the daemons")  # noqa: RUF009
+    discovery: Discovery = section(Discovery, meaning="finding peers by multicast")  # noqa: RUF009
     peers: tuple[Peer, ...] = sections(Peer, maximum=MAX_PEERS, meaning="another host")
 
     def __post_init__(self) -> None:
