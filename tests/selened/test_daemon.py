@@ -85,11 +85,16 @@ def test_an_address_of_another_host_is_said(make_daemon: Any) -> None:
     [
         ("port = 99999\n", "s.toml:1: port: found 99999, accepted an integer from 1 to 65_535"),
         ("\nprot = 1\n", "s.toml:2: prot: unknown key (did you mean port?)"),
-        ('address = "0.0.0.0"\n', "s.toml:1: address: found '0.0.0.0', accepted an IPv4 address of this host"),
+        ('address = "0.0.0.0"\n', "s.toml:1: address: found '0.0.0.0', accepted an IP address of this host"),
         ('sessions = "fast"\n', "s.toml:1: sessions: found 'fast', accepted auto | relayed"),
         ('direct_ports = "9-1"\n', "s.toml:1: direct_ports: found '9-1', accepted a range such as 50000-50999"),
         ('[datapath]\nscheduling = "best"\n', "s.toml:2: datapath.scheduling: found 'best', accepted other | fifo"),
-        ('[[peers]]\naddress = "example"\n', "s.toml:2: peers[0].address: found 'example', accepted an IPv4 address"),
+        ('[[peers]]\naddress = "example"\n', "s.toml:2: peers[0].address: found 'example', accepted an IP address"),
+        (
+            'address = "fe80::1"\n',
+            "address: found 'fe80::1', accepted an IP address of this host: one that means the same",
+        ),
+        ('[[peers]]\naddress = "fd00::1"\n', "peers[0]: found fd00::1, accepted one of the family of 127.0.0.1"),
         ("[[peers]]\nport = 1\n", "peers[0].address: found nothing"),
         ('[tls]\nkey = "k"\n', "found key only, accepted certificate, key and authority together"),
         ("edge_depth = 1000\n", "edge_depth: found 1000, accepted a power of two"),

@@ -12,10 +12,11 @@ from selened.mapping import (
     BUILT_IN,
     NOT_BUILT,
     Capabilities,
+    Order,
     StreamPolicy,
     Technology,
     decide,
-    default_strategy,
+    default_order,
 )
 from selened.wire import RefusedError
 
@@ -38,8 +39,8 @@ def policy(acceleration: str, resources: str) -> StreamPolicy:
 
 
 @pytest.mark.parametrize(("acceleration", "resources"), ORDER)
-def test_default_strategy_is_that_of_the_thesis(acceleration: str, resources: str) -> None:
-    chosen = default_strategy(policy(acceleration, resources))
+def test_default_order_is_that_of_the_thesis(acceleration: str, resources: str) -> None:
+    chosen = default_order(policy(acceleration, resources))
     assert [item.label for item in chosen] == ORDER[acceleration, resources]
 
 
@@ -76,10 +77,14 @@ def test_what_is_not_built_is_refused_with_a_reason() -> None:
     assert "ask for slow" in decision.warning
 
 
-def test_a_custom_strategy_is_followed() -> None:
+def test_the_order_of_another_strategy_is_followed_and_named() -> None:
     everything = Capabilities(dict.fromkeys(Technology, ""))
-    decision = decide(policy("slow", "low"), everything, lambda _: (Technology.XDP, Technology.UDP))
+    order = Order((Technology.XDP, Technology.UDP), "mine", "because")
+    decision = decide(policy("slow", "low"), everything, order)
     assert decision.chosen is Technology.XDP
+    assert decision.reason == "the first choice for slow with low resource use"
+    assert decision.record()["strategy"] == "mine"
+    assert decision.record()["strategy_reason"] == "because"
     assert decision.candidates[1].reason == "xdp comes first"
 
 
@@ -92,6 +97,7 @@ def test_time_sensitive_streams_are_refused_with_a_remedy() -> None:
 def test_the_record_is_json_and_complete() -> None:
     record = json.loads(json.dumps(decide(policy("fast", "low")).record()))
     assert record["technology"] == "udp"
+    assert record["strategy"] == "default"
     assert record["acceleration"] == "fast"
     assert record["resources"] == "low"
     assert record["traffic_class"] == 0

@@ -134,6 +134,25 @@ def test_windows_shrink_with_the_number_of_sources(peers: Any) -> None:
         sender.pushed.append(sender.receive())
 
 
+@pytest.mark.needs_ipv6
+@pytest.mark.parametrize("options", [(), ("--relayed",)], ids=["direct", "relayed"])
+def test_messages_go_over_ipv6(make_daemon: Any, until: Any, bin_dir: Path, options: tuple[str, ...]) -> None:
+    left, right = make_daemon("left"), make_daemon("right")
+    for daemon, other in ((left, right), (right, left)):
+        daemon.config.write_text(f'address = "::1"\n[[peers]]\naddress = "::1"\nport = {other.port}\n')
+        daemon.start()
+    lines = "".join(f"{number} {'x' * (number * 7 % 60000)}\n" for number in range(500))
+    subscribe = [str(bin_dir / "lunar-sub"), "topic", "--count", "500", "--socket", str(right.path), *options]
+    publish = [str(bin_dir / "lunar-pub"), "topic", "--socket", str(left.path), *options]
+    file = right.directory / "got"
+    with file.open("w") as out, subprocess.Popen(subscribe, stdout=out) as subscriber:
+        until(lambda: [peer["sinks"] for peer in left.info("peer")] == [1], "the sink")
+        assert left.info("peer")[0]["address"] == f"[::1]:{right.port}"
+        subprocess.run(publish, input=lines, text=True, check=True, timeout=20)
+        assert subscriber.wait(20) == 0
+    assert file.read_text() == lines
+
+
 # ---- Restarts ----
 
 

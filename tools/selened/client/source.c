@@ -9,6 +9,9 @@
 
 #include "internal.h"
 
+/* The datapath process knows the path, not we: Ethernet's MTU without the headers of IPv6 is safe. A multiple of 8. */
+enum { RELAYED_SEGMENT = 1448 };
+
 /* ---- What the service thread has left ---- */
 
 static void edge_close(struct edge_out *edge)
@@ -123,7 +126,7 @@ static void route_replace(struct selene_source *source)
             limit = (uint32_t)payload;
     }
     if (source->dest_count == 0)
-        limit = 1472; /* relayed: the datapath process knows the path; Ethernet's MTU is safe */
+        limit = RELAYED_SEGMENT;
     source->segment_limit = limit < 16384 ? limit & ~7u : 16384;
     source->new_dests = NULL;
     source->new_route = false;
@@ -254,7 +257,7 @@ static int create(struct selene_stream *stream, uint64_t channel, const char *na
     qos_add_relaxed(&stream->references, 1);
     source->endpoint.channel = channel;
     memcpy(source->endpoint.name, name, strlen(name) + 1);
-    source->segment_limit = 1472;
+    source->segment_limit = RELAYED_SEGMENT;
     pthread_mutex_init(&source->batch_lock, NULL);
     source->returned = calloc(2 * RELAY_OUTSTANDING, sizeof *source->returned);
     pthread_mutex_lock(&s->lock);

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from libqos.policy import Acceleration, Delivery, Resources
 from selened.mapping import StreamPolicy
+from selened.sockets import family_of
 from selened.wire import RefusedError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def same_network(fd: int) -> bool:
 
 def check_udp(sock: socket.socket, ip: str) -> None:
     """The socket that a resuming client shows has to be one that we could have made. Raises RefusedError."""
-    good = sock.family == socket.AF_INET and sock.type == socket.SOCK_DGRAM and sock.getsockname()[0] == ip
+    good = sock.family == family_of(ip) and sock.type == socket.SOCK_DGRAM and sock.getsockname()[0] == ip
     if not good or not sock.getsockname()[1]:
         raise RefusedError(errno.EINVAL, f"the socket of the session is no UDP socket on {ip}: open a new session")
 

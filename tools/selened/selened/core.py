@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any, Final
 from libqos.errors import QosError
 from selened import wire
 from selened.datapath import Datapath, DatapathError
-from selened.mapping import BUILT_IN
+from selened.mapping import BUILT_IN, decide
 from selened.notices import Notices
 from selened.plans import DATAPATH, Accept, Dest, Key, Route
 from selened.routes import Changes, Router
+from selened.strategies import Strategies
 from selened.wire import Address, RefusedError, lib
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+    from selened.mapping import Decision, StreamPolicy
     from selened.peers import Peers
     from selened.sessions import Client
     from selened.settings import Settings
@@ -49,6 +51,7 @@ class Core:
         self.receive_bytes = receive_bytes
         self.capabilities = BUILT_IN
         self.notices = Notices(log)
+        self.strategies = Strategies(settings.mapping, self.notices)
         self.clients: dict[int, Client] = {}
         self.router = Router(address, receive_bytes, settings.window_bytes)
         self.lock = asyncio.Lock()
@@ -64,6 +67,15 @@ class Core:
     def host(self) -> int:
         """The upper half of every id on this host."""
         return self.datapath.host
+
+    def configure(self, settings: Settings) -> None:
+        """Take a new configuration over; it decides about what is opened from now on."""
+        self.settings = settings
+        self.strategies = Strategies(settings.mapping, self.notices)
+
+    def decide(self, policy: StreamPolicy) -> Decision:
+        """The technology of a stream. Raises RefusedError."""
+        return decide(policy, self.capabilities, self.strategies.order(policy, self.capabilities))
 
     def reset(self, datapath: Datapath, receive_bytes: int) -> None:
         """A new datapath process: nobody is connected, and only what peers told us is known."""

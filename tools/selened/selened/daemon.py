@@ -91,6 +91,7 @@ class Daemon:
             self.core.peers = peers = Peers(self.core, tls)
             stack.push_async_callback(peers.close)
             await self._start_peers(peers)
+            self._start_discovery(stack, peers)
             await self._start_status(stack)
             await self._start_control(stack)
             self._begin_grace()
@@ -141,7 +142,7 @@ class Daemon:
         return granted
 
     def _probe_receive_buffer(self) -> int:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        with socket.socket(sockets.family_of(self.settings.address), socket.SOCK_DGRAM) as probe:
             return sockets.set_receive_buffer(probe, self.settings.receive_buffer_bytes)
 
     async def _start_peers(self, peers: Peers) -> None:
@@ -150,6 +151,15 @@ class Daemon:
         except OSError as failure:
             where = self.core.address
             raise sockets.SocketError(f"TCP {where}: {failure.strerror}; set port to a free one") from failure
+
+    def _start_discovery(self, stack: contextlib.AsyncExitStack, peers: Peers) -> None:
+        if not self.settings.discovery.enabled:
+            return
+        from selened.discovery import Discovery  # with what it imports, only where it is wanted
+
+        peers.discovery = discovery = Discovery(self.core, peers)
+        stack.push_async_callback(discovery.close)
+        discovery.start()
 
     async def _start_status(self, stack: contextlib.AsyncExitStack) -> None:
         path = paths.status_socket(self.path)
@@ -282,7 +292,8 @@ class Daemon:
             log.info("reloaded: %s", text)
         for text in later:
             log.warning("needs a restart: %s", text)
-        self.core.settings = self.settings = new
+        self.settings = new
+        self.core.configure(new)
         logging.getLogger().setLevel(new.log_level.upper())
         assert self.core.peers is not None
         await self.core.peers.configure(new.peers)

@@ -6,20 +6,22 @@ explain` prints it, tests assert it. Nothing here touches the system: what can b
 
 Default strategy: no acceleration → kernel UDP. Else in order, with any resource use RDMA, DPDK, XDP, UDP; with low
 RDMA, XDP, UDP (DPDK polls a core). The first usable one wins; UDP in place of something faster is a warning, since the
-policies are wishes and not conditions.
+policies are wishes and not conditions. Another strategy may give another order (`selened.strategies`).
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from libqos.policy import Acceleration, Delivery, Resources
 from selened.wire import RefusedError, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Technology(IntEnum):
@@ -72,6 +74,15 @@ BUILT_IN: Final = Capabilities(MappingProxyType({Technology.UDP: ""}))
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """Technologies in the order of preference, which strategy gave them, and why it was that one."""
+
+    technologies: tuple[Technology, ...]
+    strategy: str = "default"
+    reason: str = "no other strategy is configured"
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One technology that was considered."""
 
@@ -85,6 +96,7 @@ class Decision:
     """What was taken for a policy. `warning` is empty unless something faster was wanted."""
 
     policy: StreamPolicy
+    order: Order
     candidates: tuple[Candidate, ...]
     chosen: Technology
     warning: str
@@ -105,6 +117,8 @@ class Decision:
             "technology": self.chosen.label,
             "reason": self.reason,
             "warning": self.warning or None,
+            "strategy": self.order.strategy,
+            "strategy_reason": self.order.reason,
             "candidates": [
                 {"technology": item.technology.label, "usable": item.usable, "reason": item.reason}
                 for item in self.candidates
@@ -112,11 +126,7 @@ class Decision:
         }
 
 
-# Technologies in the order of preference; the last one is what every host has.
-Strategy = Callable[[StreamPolicy], tuple[Technology, ...]]
-
-
-def default_strategy(policy: StreamPolicy) -> tuple[Technology, ...]:
+def default_order(policy: StreamPolicy) -> tuple[Technology, ...]:
     """The order of thesis 5.3.2."""
     if policy.acceleration is Acceleration.SLOW:
         return (Technology.UDP,)
@@ -125,9 +135,7 @@ def default_strategy(policy: StreamPolicy) -> tuple[Technology, ...]:
     return (Technology.RDMA, Technology.XDP, Technology.UDP)
 
 
-def decide(
-    policy: StreamPolicy, capabilities: Capabilities = BUILT_IN, strategy: Strategy = default_strategy
-) -> Decision:
+def decide(policy: StreamPolicy, capabilities: Capabilities = BUILT_IN, order: Order | None = None) -> Decision:
     """Map a policy to a technology. Raises RefusedError (EOPNOTSUPP): time-sensitive, or nothing is usable."""
     if policy.time_sensitive:
         raise RefusedError(
@@ -135,9 +143,10 @@ def decide(
             "time-sensitive streams need the gate engine, which this version does not have: open the stream with "
             "time_sensitive = 0",
         )
+    order = order or Order(default_order(policy))
     candidates: list[Candidate] = []
     chosen: Technology | None = None
-    for technology in strategy(policy):
+    for technology in order.technologies:
         refusal = capabilities.reason(technology)
         if refusal:
             candidates.append(Candidate(technology, False, refusal))
@@ -148,16 +157,17 @@ def decide(
             candidates.append(Candidate(technology, True, f"{chosen.label} comes first"))
     if chosen is None:
         refused = "; ".join(f"{item.technology.label}: {item.reason}" for item in candidates) or "no candidate"
-        raise RefusedError(errno.EOPNOTSUPP, f"no network technology can be used ({refused})")
-    return Decision(policy, tuple(candidates), chosen, _warning(policy, chosen, candidates))
+        raise RefusedError(
+            errno.EOPNOTSUPP, f"no network technology can be used ({refused}); strategy: {order.strategy}"
+        )
+    return Decision(policy, order, tuple(candidates), chosen, _warning(policy, chosen, candidates))
 
 
 def _why(policy: StreamPolicy, technology: Technology, before: list[Candidate]) -> str:
-    if policy.acceleration is Acceleration.SLOW:
+    if policy.acceleration is Acceleration.SLOW and technology is Technology.UDP and not before:
         return "no acceleration was asked for"
-    if before:
-        return f"the first usable one of those for fast with {policy.resources} resource use"
-    return f"the first choice for fast with {policy.resources} resource use"
+    which = "first usable one of those" if before else "first choice"
+    return f"the {which} for {policy.acceleration} with {policy.resources} resource use"
 
 
 def _warning(policy: StreamPolicy, chosen: Technology, candidates: list[Candidate]) -> str:

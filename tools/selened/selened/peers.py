@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The other hosts: telling each who listens here and who sends from here, and taking in the same from them.
 
-Each daemon connects to each of its configured peers and announces on that connection; what peers announce arrives on
-the connections that they make. What must hold: a connection that is lost does not interrupt traffic (the peer's
-entries stay for five seconds, enough for its daemon to start again); a peer that is slow or hostile is disconnected
-before it costs memory.
+Each daemon connects to each of its peers, configured or discovered, and announces on that connection; what peers
+announce arrives on the connections that they make. What must hold: a connection that is lost does not interrupt
+traffic (the peer's entries stay for five seconds, enough for its daemon to start again); a peer that is slow or hostile
+is disconnected before it costs memory.
 """
 
 from __future__ import annotations
@@ -33,18 +33,20 @@ if TYPE_CHECKING:
     import ssl
 
     from selened.core import Core
+    from selened.discovery import Discovery
     from selened.plans import Key
     from selened.settings import Peer
     from selened.wire import Address
 
 log = logging.getLogger("selened.peers")
 
+UNHEARD_S: Final = 1.5  # for a peer that has discovered us to be discovered by us
 ACCEPT_S: Final = 0.2  # for clients to put a new remote source in force
 _MAX_ANSWER_BYTES: Final = 256 << 10
 
 
 class Remote:
-    """What one configured peer tells us."""
+    """What one peer tells us."""
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
@@ -54,7 +56,7 @@ class Remote:
 
 
 class Peers:
-    """All configured peers."""
+    """All peers."""
 
     def __init__(self, core: Core, tls: tuple[ssl.SSLContext, ssl.SSLContext] | None) -> None:
         self.core = core
@@ -64,6 +66,11 @@ class Peers:
         self._server_tls = tls[1] if tls is not None else None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self.discovery: Discovery | None = None
+        self.configured: dict[Address, Peer] = {}
+        self._discovered: dict[Address, Peer] = {}
+        self._arranging = asyncio.Lock()
+        self._arranged = asyncio.Event()  # set and replaced whenever peers come
 
     @property
     def hello(self) -> Hello:
@@ -71,7 +78,9 @@ class Peers:
 
     @property
     def complete(self) -> bool:
-        """Whether every peer has told all it has."""
+        """Whether every peer has told all it has, and who is to be discovered has been."""
+        if self.discovery is not None and not self.discovery.heard:
+            return False
         return all(remote.table is not None and remote.table.complete for remote in self.remotes.values())
 
     # ---- Start, change, end ----
@@ -86,23 +95,46 @@ class Peers:
         await self.configure(self.core.settings.peers)
 
     async def configure(self, peers: tuple[Peer, ...]) -> None:
-        """Make these the peers: what the others announced is forgotten."""
-        wanted = {peer.endpoint: peer for peer in peers}
-        for address in [item for item in self.links if item not in wanted]:
-            await self.links.pop(address).close()
-            remote = self.remotes.pop(address)
-            if remote.writer is not None:
-                remote.writer.transport.abort()
-            await self._withdraw(remote)
-        for address, peer in wanted.items():
-            if address not in self.links:
-                self.remotes[address] = Remote(peer)
-                self.links[address] = Link(self.core, address, lambda: self.hello, self._client_tls)
+        """Make these the configured peers."""
+        self.configured = {peer.endpoint: peer for peer in peers}
+        await self._arrange()
+
+    async def discovered(self, peers: tuple[Peer, ...]) -> None:
+        """Make these the discovered peers. One may be configured as well."""
+        found = {peer.endpoint: peer for peer in peers}
+        if found != self._discovered:
+            self._discovered = found
+            await self._arrange()
+
+    async def _arrange(self) -> None:
+        """What those announced who are no longer peers is forgotten."""
+        async with self._arranging:
+            wanted = self._discovered | self.configured
+            for address in [item for item in self.links if item not in wanted]:
+                await self.links.pop(address).close()
+                remote = self.remotes.pop(address)
+                writer, remote.writer = remote.writer, None
+                if writer is not None:
+                    writer.transport.abort()
+                await self._withdraw(remote)
+            for address, peer in wanted.items():
+                if address not in self.links:
+                    self.remotes[address] = Remote(peer)
+                    self.links[address] = Link(self.core, address, lambda: self.hello, self._client_tls)
+        self._arranged.set()
+        self._arranged = asyncio.Event()
+
+    def connected(self, address: Address) -> bool:
+        """Whether there is a connection with this peer, in either direction."""
+        link, remote = self.links.get(address), self.remotes.get(address)
+        return (link is not None and link.connected) or (remote is not None and remote.writer is not None)
 
     async def restart(self) -> None:
         """A new datapath process: greet everybody anew, and say what there is when everybody is back."""
         for link in self.links.values():
             link.reconnect()
+        if self.discovery is not None:
+            self.discovery.changed()
 
     async def close(self) -> None:
         """Stop listening and disconnect."""
@@ -183,7 +215,8 @@ class Peers:
         name = writer.get_extra_info("peername")
         ip = str(name[0]) if name else "?"
         try:
-            if len(self._tasks) > 4 * len(self.links) + 8:
+            expected = self.discovery.settings.max_peers if self.discovery is not None else 0
+            if len(self._tasks) > 4 * max(len(self.links), expected) + 8:
                 raise PeerError("too many connections")
             await self._serve(reader, writer, ip)
         except (PeerError, asyncio.LimitOverrunError) as failure:
@@ -200,9 +233,10 @@ class Peers:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ip: str) -> None:
-        known = [remote for remote in self.remotes.values() if remote.peer.address == ip]
+        known = await self._known(ip)
         if not known:
-            raise PeerError("refused: not one of [[peers]]; add it there if it should be")
+            how = ", and not discovered" if self.discovery is not None else "; add it there if it should be"
+            raise PeerError(f"refused: not one of [[peers]]{how}")
         async with asyncio.timeout(DEAD_S):
             hello = parse_hello(decode(await reader.readuntil(b"\n")))
         remote = next((item for item in known if item.peer.port == hello.port), None)
@@ -216,10 +250,20 @@ class Peers:
             while remote.writer is writer:
                 async with asyncio.timeout(DEAD_S):
                     line = await reader.readuntil(b"\n")
-                await self._take(table, decode(line), writer)
+                if remote.writer is writer:  # else it is no longer a peer, or has connected anew
+                    await self._take(table, decode(line), writer)
         finally:
             if remote.writer is writer:
                 self._lost(remote)
+
+    async def _known(self, ip: str) -> list[Remote]:
+        """The peers with an address. One that has discovered us first is waited for."""
+        may_come = self.discovery is not None and self.discovery.may_come(ip)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UNHEARD_S if may_come else 0):
+                while not any(remote.peer.address == ip for remote in self.remotes.values()):
+                    await self._arranged.wait()
+        return [remote for remote in self.remotes.values() if remote.peer.address == ip]
 
     async def _greet(self, remote: Remote, hello: Hello, writer: asyncio.StreamWriter) -> None:
         """Take over from an earlier connection of the same peer; a new datapath process makes a new table."""

@@ -21,7 +21,6 @@ from libqos.rpc import peer_of
 from selened import sockets, wire
 from selened.checks import check_udp, event_fd_of, owner_of, policy_of, same_network
 from selened.datapath import DatapathError
-from selened.mapping import Decision, decide
 from selened.pages import SessionPage
 from selened.plans import Endpoint, Key, Session
 from selened.seqpacket import Connection, Descriptors
@@ -29,6 +28,7 @@ from selened.wire import Address, RefusedError, RubbishError, VersionError, lib
 
 if TYPE_CHECKING:
     from selened.core import Core
+    from selened.mapping import Decision
 
 log = logging.getLogger("selened.sessions")
 
@@ -365,7 +365,7 @@ class Client:
             raise RefusedError(errno.EEXIST, f"stream handle {packet.handle} is in use: close it first")
         if len(self.streams) >= _MAX_STREAMS:
             raise RefusedError(errno.EMFILE, f"the session has {_MAX_STREAMS} streams: close one")
-        decision = decide(policy_of(packet), self.core.capabilities)
+        decision = self.core.decide(policy_of(packet))
         self.streams[packet.handle] = Stream(packet.stream, decision)
         log.info("stream %d of %s: %s: %s", packet.stream, self, decision.chosen.label, decision.reason)
         if decision.warning:

@@ -10,19 +10,26 @@ from dataclasses import dataclass
 from typing import Final
 
 from libqos.config import option, section, sections
+from libqos.policy import Acceleration, Resources
+from selened import strategies
+from selened.announcement import MAX_SITE_BYTES
+from selened.mapping import StreamPolicy, Technology, default_order
 from selened.plans import MAX_WINDOW_BYTES, MIN_WINDOW_BYTES
 from selened.wire import MAX_SESSIONS, Address
 
 DEFAULT_PORT: Final = 7471
 MAX_PEERS: Final = 64
+_MAX_PLACES: Final = 16
 
 
-def _ipv4(value: object) -> str:
+def _ip(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError
-    address = ipaddress.IPv4Address(value)
+    address = ipaddress.ip_address(value)
     if address.is_unspecified or address.is_multicast or value == "255.255.255.255":
         raise ValueError("peers send to this address, so it has to be one of this host")
+    if address.version == 6 and (address.is_link_local or address.ipv4_mapped or address.scope_id):
+        raise ValueError("one that means the same on every host: no link-local and no v4-mapped one")
     return str(address)
 
 
@@ -64,16 +71,100 @@ class Datapath:
         return result
 
 
+def _order(meaning: str, acceleration: Acceleration, resources: Resources = Resources.LOW) -> tuple[str, ...]:
+    """An option of [mapping], by default the order of the default strategy."""
+    default = default_order(StreamPolicy(acceleration=acceleration, resources=resources))
+    labels = tuple(item.label for item in Technology)
+    result: tuple[str, ...] = option(tuple(item.label for item in default), choices=labels, meaning=meaning)
+    return result
+
+
+def _strategy(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    if value and value not in (known := strategies.installed()):
+        raise ValueError(f"installed are {', '.join(known) or 'none'}")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mapping:
+    """Which technologies a stream gets, best first; the first usable one wins."""
+
+    slow: tuple[str, ...] = _order("for slow streams", Acceleration.SLOW)
+    fast_low: tuple[str, ...] = _order("for fast streams with low resource use", Acceleration.FAST)
+    fast_any: tuple[str, ...] = _order("for fast streams with any resource use", Acceleration.FAST, Resources.ANY)
+    strategy: str = option(
+        "", parse=_strategy, accepted="the name of an installed entry point in the group selene.mapping",
+        meaning="Python function that is asked first; empty: none",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for key in ("slow", "fast_low", "fast_any"):
+            order = getattr(self, key)
+            if not order or len(set(order)) < len(order):
+                raise ValueError(f"{key}: found {list(order)}, accepted one technology or more, each once")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Peer:
     """Another host that runs selened."""
 
-    address: str = option(parse=_ipv4, accepted="an IPv4 address", meaning="its address")
+    address: str = option(parse=_ip, accepted="an IP address", meaning="its address")
     port: int = option(DEFAULT_PORT, minimum=1, maximum=65535, meaning="its port (UDP for data, TCP for control)")
 
     @property
     def endpoint(self) -> Address:
         return Address(self.address, self.port)
+
+
+def _group(value: object) -> str:
+    if not isinstance(value, str) or "%" in value or not (address := ipaddress.ip_address(value)).is_multicast:
+        raise ValueError
+    return str(address)
+
+
+def _network(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return str(ipaddress.ip_network(value))
+
+
+def _site(value: object) -> str:
+    if not isinstance(value, str) or len(value.encode()) > MAX_SITE_BYTES or not value.isprintable():
+        raise ValueError
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discovery:
+    """Finding peers by multicast."""
+
+    enabled: bool = option(False, meaning="announce this host, and make peers of those that announce themselves")
+    site: str = option(
+        "", parse=_site, accepted=f"text of at most {MAX_SITE_BYTES} bytes",
+        meaning="only hosts with the same one find each other",
+    )  # fmt: skip
+    groups: tuple[str, ...] = option(
+        ("239.255.74.71", "ff12::8000:7471"), parse=_group, accepted="a multicast address",
+        meaning="where to announce, each on every interface with addresses of its family",
+    )  # fmt: skip
+    port: int = option(DEFAULT_PORT + 1, minimum=1, maximum=65535, meaning="UDP port of announcements")
+    interfaces: tuple[str, ...] = option((), meaning="where to announce; empty: the interface that has address")
+    allow: tuple[str, ...] = option(
+        (), parse=_network, accepted="a network such as 192.168.10.0/24",
+        meaning="who can be a peer; empty: the networks of the interface where it was heard",
+    )  # fmt: skip
+    key_file: str = option("", meaning="file with a secret of at least 16 bytes that all hosts share; empty: none")
+    interval_s: int = option(5, minimum=1, maximum=60, meaning="seconds between announcements")
+    max_peers: int = option(MAX_PEERS, minimum=1, maximum=MAX_PEERS, meaning="most hosts that are discovered")
+
+    def __post_init__(self) -> None:
+        for key in ("groups", "interfaces"):
+            if len(getattr(self, key)) > _MAX_PLACES:
+                raise ValueError(f"{key}: found {len(getattr(self, key))}, accepted at most {_MAX_PLACES}")
+        if self.enabled and not self.groups:
+            raise ValueError("groups: found none, accepted one or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +190,7 @@ class Settings:
     """The configuration of selened."""
 
     address: str = option(
-        "127.0.0.1", parse=_ipv4, accepted="an IPv4 address of this host", meaning="address for data and for peers"
+        "127.0.0.1", parse=_ip, accepted="an IP address of this host", meaning="address for data and for peers"
     )
     port: int = option(DEFAULT_PORT, minimum=1, maximum=65535, meaning="UDP port for data and TCP port for peers")
     socket: str = option("", meaning="control socket; empty: selened.sock in the runtime directory", short="-s")
@@ -123,7 +214,9 @@ class Settings:
         5, minimum=0, maximum=3600, meaning="how long what a peer announced outlives the connection to it"
     )
     datapath: Datapath = section(Datapath, meaning="the datapath process")  # noqa: RUF009 - makes a field
+    mapping: Mapping = section(Mapping, meaning="technologies of streams")  # noqa: RUF009
     tls: Tls = section(Tls, meaning="encryption between the daemons")  # noqa: RUF009
+    discovery: Discovery = section(Discovery, meaning="finding peers by multicast")  # noqa: RUF009
     peers: tuple[Peer, ...] = sections(Peer, maximum=MAX_PEERS, meaning="another host")
 
     def __post_init__(self) -> None:
@@ -135,6 +228,8 @@ class Settings:
                 raise ValueError(f"peers[{index}]: found {peer.endpoint}, which is this daemon itself; remove it")
             if peer.endpoint in seen:
                 raise ValueError(f"peers[{index}]: found {peer.endpoint} twice, accepted once")
+            if ipaddress.ip_address(peer.address).version != ipaddress.ip_address(self.address).version:
+                raise ValueError(f"peers[{index}]: found {peer.address}, accepted one of the family of {self.address}")
             seen.add(peer.endpoint)
 
     def port_range(self) -> range:
@@ -146,7 +241,7 @@ class Settings:
 # What a running daemon takes over at SIGHUP; everything else needs a restart.
 RELOADABLE: Final = (
     "log_level", "peers", "max_sessions", "max_sessions_per_user", "sessions", "direct_ports", "edge_depth",
-    "peer_hold_s",
+    "peer_hold_s", "mapping",
 )  # fmt: skip
 
 
@@ -162,10 +257,7 @@ def differences(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
             gone = [f"-{peer.endpoint}" for peer in before if peer not in after]
             come = [f"+{peer.endpoint}" for peer in after if peer not in before]
             now.append(f"peers {' '.join(gone + come)}")
-        elif field.name in RELOADABLE:
-            now.append(f"{field.name} {before} → {after}")
-        elif dataclasses.is_dataclass(before):
-            later.append(f"[{field.name}]")
         else:
-            later.append(f"{field.name} {before} → {after}")
+            text = f"[{field.name}]" if dataclasses.is_dataclass(before) else f"{field.name} {before} → {after}"
+            (now if field.name in RELOADABLE else later).append(text)
     return now, later

@@ -32,7 +32,7 @@ def udp(ip: str, ports: Iterable[int], receive_bytes: int) -> tuple[socket.socke
     """A UDP socket on the first free port of `ports` (0: any), and how many bytes it can hold. Raises SocketError."""
     last: OSError | None = None
     for port in ports:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        sock = socket.socket(family_of(ip), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         try:
             sock.bind((ip, port))
             return sock, set_receive_buffer(sock, receive_bytes)
@@ -42,6 +42,11 @@ def udp(ip: str, ports: Iterable[int], receive_bytes: int) -> tuple[socket.socke
             if failure.errno != errno.EADDRINUSE:
                 break
     raise _udp_failure(ip, last) from last
+
+
+def family_of(ip: str) -> socket.AddressFamily:
+    """The family of an address."""
+    return socket.AF_INET6 if ":" in ip else socket.AF_INET
 
 
 def _udp_failure(ip: str, failure: OSError | None) -> SocketError:

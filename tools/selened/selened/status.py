@@ -14,7 +14,8 @@ from libqos.rpc import Peer as Asker
 from libqos.rpc import RpcError
 from selened import fsck
 from selened.datapath import DatapathError
-from selened.mapping import StreamPolicy, decide
+from selened.mapping import StreamPolicy
+from selened.neighbours import COUNTERS, Neighbour
 from selened.pages import SINK_COUNTERS, SOURCE_COUNTERS
 from selened.sessions import SOURCE, Client
 from selened.wire import VERSION, RefusedError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from libqos.rpcserver import Method
     from selened.core import Core
+    from selened.discovery import Discovery
 
 Record = dict[str, Any]
 Params = dict[str, Any]
@@ -43,7 +45,7 @@ class Status:
     # ---- info ----
 
     async def info(self, _: Params, __: Asker) -> list[Record]:
-        """Everything there is, as records: daemon, peer, session, stream, source, sink."""
+        """Everything there is, as records: daemon, discovery, peer, session, stream, source, sink."""
         records = [self._daemon(), *self._peers()]
         for client in self.core.clients.values():
             records.append(self._session(client))
@@ -81,10 +83,11 @@ class Status:
         peers = self.core.peers
         if peers is None:
             return []
-        records = []
+        records = [_discovery(peers.discovery)] if peers.discovery is not None else []
         for address, link in peers.links.items():
             remote = peers.remotes[address]
             table = remote.table
+            found = peers.discovery.neighbour(address) if peers.discovery is not None else None
             records.append(
                 {
                     "kind": "peer",
@@ -97,6 +100,8 @@ class Status:
                     "sources": len(table.sources) if table is not None else 0,
                     "sent": link.sent,
                     "acknowledged": link.acked,
+                    "configured": address in peers.configured,
+                    "discovered": _found(found) if found is not None else None,
                 }
             )
         return records
@@ -159,7 +164,7 @@ class Status:
         if unknown:
             raise RpcError("bad-request", f"unknown: {', '.join(sorted(unknown))[:80]}")
         try:
-            return [{"kind": "decision", **decide(policy, self.core.capabilities).record()}]
+            return [{"kind": "decision", **self.core.decide(policy).record()}]
         except RefusedError as refusal:
             raise RpcError("refused", str(refusal)) from None
 
@@ -247,8 +252,42 @@ def _hex(number: int) -> str:
     return f"{number:016x}"
 
 
+def _found(neighbour: Neighbour) -> Record:
+    """How and when a peer was discovered. `source` is who sent the last announcement."""
+    where = neighbour.where
+    return {
+        "interface": where.interface,
+        "group": where.group,
+        "source": where.source,
+        "first_ts_ns": neighbour.first_ns,
+        "last_ts_ns": neighbour.last_ns,
+        "lifetime_s": neighbour.announcement.lifetime_s,
+    }
+
+
+def _discovery(discovery: Discovery) -> Record:
+    """Where we announce, what we heard, and who is refused."""
+    neighbours = discovery.neighbours
+    return {
+        "kind": "discovery",
+        "site": discovery.settings.site or None,
+        "channels": [
+            {"interface": channel.interface.name, "group": channel.group, "reason": channel.reason or None}
+            for channel in discovery.channels.values()
+        ],
+        "announcements": discovery.sent,
+        **{name: neighbours.counts[name] for name in COUNTERS},
+        "refused": [
+            {"address": str(item.address), "reason": item.refusal} | _found(item)
+            for item in neighbours.entries.values()
+            if item.refusal
+        ],
+    }
+
+
 def _config(settings: Any) -> Record:
     """The configuration without the secrets' places."""
     config = dataclasses.asdict(settings)
     config["tls"] = settings.tls.enabled
+    config["discovery"]["key_file"] = bool(settings.discovery.key_file)
     return config

@@ -32,7 +32,7 @@ DIRECT: Final[int] = lib.SELENE_DIRECT
 RESUME: Final[int] = lib.SELENE_RESUME
 
 HEADER_BYTES: Final[int] = ffi.sizeof("struct selene_msg")
-_MAPPED: Final = b"\0" * 10 + b"\xff\xff"
+MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 
 
 class RubbishError(QosError):
@@ -56,13 +56,13 @@ class RefusedError(QosError):
 
 
 class Address(NamedTuple):
-    """An IPv4 address and a port."""
+    """An IP address and a port."""
 
     ip: str
     port: int
 
     def __str__(self) -> str:
-        return f"{self.ip}:{self.port}"
+        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 
 # Of a source on this host whose datagrams come from the datapath process and not from the network.
@@ -161,7 +161,8 @@ def pack_address(address: Address) -> dict[str, object]:
     """The initialiser of a struct selene_addr."""
     if not address.ip:
         return {}
-    return {"ip": _MAPPED + ipaddress.IPv4Address(address.ip).packed, "port": address.port}
+    ip = ipaddress.ip_address(address.ip)
+    return {"ip": ip.packed if ip.version == 6 else MAPPED + ip.packed, "port": address.port}
 
 
 def name_of(packet: Any) -> str:

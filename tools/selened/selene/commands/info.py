@@ -10,7 +10,7 @@ import click
 from libqos import cli
 from selene.commands import common
 
-KINDS: Final = ["daemon", "peer", "session", "stream", "source", "sink"]
+KINDS: Final = ["daemon", "discovery", "peer", "session", "stream", "source", "sink"]
 
 
 @click.command("info", cls=cli.Command)
