@@ -183,34 +183,38 @@ static int next_timeout(struct dp_control *c)
     return timeout >= 0 && timeout < idle ? timeout : idle;
 }
 
+void dp_control_step(struct dp_control *c)
+{
+    /* one event at a time: what it does may close the descriptor of the next */
+    struct epoll_event event;
+    int n = epoll_wait(c->epoll_fd, &event, 1, next_timeout(c));
+    if (n <= 0 || c->stop)
+        return;
+    switch ((enum dp_tag)(event.data.u64 >> 32)) {
+    case DP_TAG_LISTEN:
+        accept_controller(c);
+        break;
+    case DP_TAG_SIGNAL:
+        take_signal(c);
+        break;
+    case DP_TAG_NOTICE:
+        take_notices(c);
+        break;
+    case DP_TAG_CONTROLLER:
+        controller_event(c);
+        break;
+    case DP_TAG_SESSION:
+        dp_control_session_event(c, (uint32_t)event.data.u64, event.events);
+        break;
+    }
+    dp_control_end_due(c);
+}
+
 void dp_control_run(struct dp_control *c)
 {
     c->idle_since_ns = qos_clock_monotonic_ns();
-    while (!c->stop) {
-        /* one event at a time: what it does may close the descriptor of the next */
-        struct epoll_event event;
-        int n = epoll_wait(c->epoll_fd, &event, 1, next_timeout(c));
-        if (n <= 0 || c->stop)
-            continue;
-        switch ((enum dp_tag)(event.data.u64 >> 32)) {
-        case DP_TAG_LISTEN:
-            accept_controller(c);
-            break;
-        case DP_TAG_SIGNAL:
-            take_signal(c);
-            break;
-        case DP_TAG_NOTICE:
-            take_notices(c);
-            break;
-        case DP_TAG_CONTROLLER:
-            controller_event(c);
-            break;
-        case DP_TAG_SESSION:
-            dp_control_session_event(c, (uint32_t)event.data.u64, event.events);
-            break;
-        }
-        dp_control_end_due(c);
-    }
+    while (!c->stop)
+        dp_control_step(c);
 }
 
 int dp_control_open(struct dp_control *c, int signal_fd)
