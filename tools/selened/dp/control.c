@@ -139,13 +139,14 @@ static void controller_event(struct dp_control *c)
         return;
     if (rc == -EMSGSIZE)
         dp_packet_send_error(c->controller, 0, EMSGSIZE, "a packet or its descriptors are too many");
-    if (rc == 0 && c->packet.length > 0) {
+    bool packet = rc == 0 && c->packet.length > 0;
+    if (packet)
         rc = dp_control_order(c);
-        dp_packet_close_fds(&c->packet);
-        if (rc == 0)
-            return;
+    dp_packet_close_fds(&c->packet); /* also those of an empty packet */
+    if (packet && rc == 0)
+        return;
+    if (packet)
         dp_log("warning", "controller dropped: %s", rc == -EPROTO ? "it sent what is no order" : strerror(-rc));
-    }
     drop_controller(c);
 }
 
