@@ -134,6 +134,8 @@ void selene_sink_apply(struct selene_sink *sink)
         edge_close(sink, edge);
         sink->edges[i--] = sink->edges[--sink->edge_count];
     }
+    if (sink->edge_turn >= sink->edge_count)
+        sink->edge_turn = 0; /* it was the turn of one that is gone */
     sink->postponed = false;
     for (struct edge_in **at = &sink->inbox; *at;) {
         int rc = attach(sink, at);
