@@ -310,6 +310,8 @@ void selene_close_sink(selene_sink *sink)
         free(flow);
     }
     pthread_mutex_unlock(&s->lock);
+    selene_remotes_forget(s, sink); /* until here one could be announced to it */
+    selene_sink_discard(sink);
     selene_dispatch_leave(s);
     if (!sink->callback && sink->event_fd >= 0)
         close(sink->event_fd);
