@@ -10,16 +10,17 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from libqos import config
 from selened import sockets
 from selened.core import Core
 from selened.datapath import Datapath
 from selened.settings import Settings
 from selened.wire import Address, lib
 
+from libqos import config
+
 
 class Daemon:
-    """Made once. `run` gives one input its time; what is left open by it, or raised anywhere in the loop, is a finding."""
+    """Made once. `run` gives one input its time; what it leaves open, or raises anywhere in the loop, is a finding."""
 
     def __init__(self, **settings: Any) -> None:
         logging.disable(logging.CRITICAL)
@@ -28,7 +29,9 @@ class Daemon:
         self.loop = asyncio.new_event_loop()
         self.loop.set_exception_handler(self._failed)
         self.failure: BaseException | None = None
-        self.core = self.loop.run_until_complete(self._start(config.load(Settings, tool="fuzz", environ={}, overrides=settings)))
+        self.core = self.loop.run_until_complete(
+            self._start(config.load(Settings, tool="fuzz", environ={}, overrides=settings))
+        )
         atexit.register(self._stop)
 
     async def _start(self, settings: Settings) -> Core:
@@ -40,7 +43,7 @@ class Daemon:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(null)
-        sock, granted = sockets.udp(settings.address, range(0, 1), settings.receive_buffer_bytes)
+        sock, granted = sockets.udp(settings.address, range(1), settings.receive_buffer_bytes)
         with sock:
             (await datapath.order("selene_order", lib.SELENE_O_LISTEN, [sock.fileno()])).close()
             port = sock.getsockname()[1]

@@ -74,10 +74,10 @@ static void announce_route(void)
     struct selene_route *p = (void *)bytes;
     uint32_t count = number() % 72, written = count < 4 ? count : 4;
     *p = (struct selene_route){.source = id(),
-                                    .epoch = number(),
-                                    .flags = number() & SELENE_RELAYED,
-                                    .count = count,
-                                    .window = number() * 1024};
+                               .epoch = number(),
+                               .flags = number() & SELENE_RELAYED,
+                               .count = count,
+                               .window = number() * 1024};
     for (uint32_t i = 0; i < written; i++)
         p->dests[i] = (struct selene_dest){.address = address(), .window = number() * 1024};
     size_t size = sizeof *p + (count <= SELENE_MAX_DESTS ? count : 1) * sizeof p->dests[0];
@@ -106,8 +106,8 @@ static void announce_edge(uint16_t type)
                                     .depth = how & 0x80 ? number() : 8u << how % 4,
                                     .tx_buffers = how & 0x40 ? number() : 4};
     uint32_t depth = 8u << how % 4;
-    int memory = memfd_create("edge", MFD_CLOEXEC), other = type == SELENE_D_EDGE_SINK ? dup(daemons.pool)
-                                                                                       : eventfd(0, EFD_CLOEXEC);
+    int memory = memfd_create("edge", MFD_CLOEXEC),
+        other = type == SELENE_D_EDGE_SINK ? dup(daemons.pool) : eventfd(0, EFD_CLOEXEC);
     size_t size = how & 0x20 ? number() : qos_shm_size(depth);
     HOLDS(memory >= 0 && other >= 0 && ftruncate(memory, (off_t)size) == 0);
     if (size >= qos_shm_size(depth)) {
@@ -250,7 +250,8 @@ static void from_datapath(void)
     uint8_t how = (uint8_t)input_number(&input, 1);
     struct qos_region rx = qos_region_at(daemons.rx_base, RX_BUFFERS);
     uint32_t buffer = how % RX_BUFFERS;
-    uint64_t slice = qos_slice_make(buffer, 0, 0, 0), size = datagram(rx.buffers + buffer * (size_t)QOS_POOL_STRIDE, 4096);
+    uint64_t slice = qos_slice_make(buffer, 0, 0, 0),
+             size = datagram(rx.buffers + buffer * (size_t)QOS_POOL_STRIDE, 4096);
     if (how & 0x80)
         slice = input_number(&input, 8);
     if (how & 0x40)

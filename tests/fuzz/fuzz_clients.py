@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What clients say to selened: packets over SEQPACKET, with descriptors. The input is a list of packets of two clients, most of them of
-the right shape."""
+"""What clients say to selened: packets over SEQPACKET, with descriptors. The input is a list of packets of two
+clients, most of them of the right shape."""
 
 import asyncio
 import os
 import socket
 
-from atheris import FuzzedDataProvider
-from daemon import Daemon
+from atheris import (  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    FuzzedDataProvider,
+)
 from selened import wire
 from selened.sessions import Client
 from selened.wire import lib
+
+from tests.fuzz.daemon import Daemon
 
 DAEMON = Daemon(max_sessions=2)
 NETNS = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -30,12 +33,12 @@ STRUCTS = (
 
 
 def _number(data: FuzzedDataProvider, bits: int) -> int:
-    small = data.ConsumeIntInRange(0, 15)
+    small: int = data.ConsumeIntInRange(0, 15)
     if small < 8:
         return small % 4
     if small < 12:  # an id that this host may have given
         return ((DAEMON.core.host << 32 | DAEMON.core._last_id) - small % 4) & ((1 << bits) - 1)
-    return data.ConsumeIntInRange(0, (1 << bits) - 1)
+    return int(data.ConsumeIntInRange(0, (1 << bits) - 1))
 
 
 def _packet(data: FuzzedDataProvider) -> bytes:
@@ -48,9 +51,9 @@ def _packet(data: FuzzedDataProvider) -> bytes:
             fields[field] = data.ConsumeBytes(data.ConsumeIntInRange(0, min(of.type.length, 40)))
     if "name_length" in fields and data.ConsumeBool():
         fields["name_length"] = len(fields["name"])  # type: ignore[arg-type]
-    packet = wire.build(name, kind, data.ConsumeIntInRange(0, 3), **fields)
+    packet = bytearray(wire.build(name, kind, data.ConsumeIntInRange(0, 3), **fields))
     if data.ConsumeIntInRange(0, 15) == 0:  # not quite of the right shape
-        packet = bytearray(packet[: data.ConsumeIntInRange(0, len(packet))])
+        del packet[data.ConsumeIntInRange(0, len(packet)) :]
         for _ in range(data.ConsumeIntInRange(0, 4)):
             if packet:
                 packet[data.ConsumeIntInRange(0, len(packet) - 1)] = data.ConsumeIntInRange(0, 255)
@@ -86,4 +89,3 @@ def test_one_input(raw: bytes) -> None:
             sock.close()
 
     DAEMON.run(talk)
-

@@ -5,11 +5,11 @@ import contextlib
 import io
 
 import click
-from libqos import plot, stat
 from lunar import pub, sub
 from selene import cli
 from selened import main
 
+from libqos import plot, stat
 from libqos.errors import InputError
 
 COMMANDS = [entry.main.command for entry in (pub, sub, stat, plot, cli, main)]
@@ -20,6 +20,6 @@ def test_one_input(data: bytes) -> None:
     arguments = [part.decode(errors="surrogateescape") for part in data[1:].split(b"\0")]
     # an option that reads a file is for the target of that file
     arguments = [argument for argument in arguments if "/" not in argument]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(click.ClickException, click.exceptions.Exit):
-        with contextlib.suppress(InputError):
-            command.make_context(command.name, arguments).close()
+    refusals = contextlib.suppress(InputError, click.ClickException, click.exceptions.Exit)
+    with contextlib.redirect_stdout(io.StringIO()), refusals:
+        command.make_context(command.name, arguments).close()

@@ -3,9 +3,10 @@
 
 import os
 
+from selened.settings import Settings
+
 from libqos import config, tomlfile  # noqa: F401 - tomlfile: so that it is watched
 from libqos.errors import InputError
-from selened.settings import Settings
 
 _FILE = os.memfd_create("config")
 _NAME = f"/proc/self/fd/{_FILE}"
@@ -19,8 +20,7 @@ def test_one_input(data: bytes) -> None:
     environ = dict(zip(_VARIABLES, (value.decode(errors="surrogateescape") for value in values), strict=False))
     try:
         settings = config.load(Settings, tool="selened", file=_NAME, environ=environ)
-    except InputError as error:
-        assert str(error)
+    except InputError:
         return
     assert settings.port in range(1, 65536)
     list(settings.port_range())

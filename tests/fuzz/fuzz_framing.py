@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cutting stdin of lunar-pub into messages, and the lines that lunar-sub makes of them: the same bytes whole and in pieces give the
-same messages, and what is written is what was read."""
+"""Cutting stdin of lunar-pub into messages, and the lines that lunar-sub makes of them: the same bytes whole and in
+pieces give the same messages, and what is written is what was read."""
 
 import base64
 import json

@@ -97,10 +97,8 @@ static size_t fill(struct input *in, uint16_t type, void *packet)
         return sizeof *o;
     }
     struct selene_order *o = packet;
-    *o = (struct selene_order){.session = number(in),
-                               .id = number(in),
-                               .uid = (uint32_t)number(in),
-                               .flags = (uint32_t)number(in)};
+    *o = (struct selene_order){
+        .session = number(in), .id = number(in), .uid = (uint32_t)number(in), .flags = (uint32_t)number(in)};
     return sizeof *o;
 }
 

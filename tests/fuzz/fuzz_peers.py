@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other daemons say: JSON Lines over TCP, to the side that listens and to the side that announces. The first byte chooses the
-side; the input is what the other one says."""
+"""What other daemons say: JSON Lines over TCP, to the side that listens and to the side that announces. The first
+byte chooses the side; the input is what the other one says."""
 
 import asyncio
 import contextlib
 
-from daemon import Daemon
 from selened.peerlink import Link
 from selened.peers import Peers, Remote
 from selened.peertable import PeerError, encode
 from selened.settings import Peer
 from selened.wire import Address
+
+from tests.fuzz.daemon import Daemon
 
 PORT = 9
 PEER = Peer(address="127.0.0.1", port=PORT)

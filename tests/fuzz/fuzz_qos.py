@@ -8,8 +8,7 @@ from libqos.policy import PolicyError
 def test_one_input(data: bytes) -> None:
     try:
         qos = policy.parse(data.decode(errors="surrogateescape"))
-    except PolicyError as error:
-        assert str(error)
+    except PolicyError:
         return
     assert policy.parse(qos.to_text()) == qos
     assert qos.as_record()

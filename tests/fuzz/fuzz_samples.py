@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """JSON Lines into qos-stat and qos-plot. The first byte says with which options."""
 
+import contextlib
 import io
 import os
 
+from libqos.errors import InputError
 from libqos.plotting import series
 from libqos.samples import Statistics
 from libqos.table import TableWriter
 from libqos.telemetry import Reader, Writer
-
-from libqos.errors import InputError
 
 _FILE = os.memfd_create("samples")
 
@@ -48,7 +48,5 @@ def _plot(how: int, text: bytes) -> None:
 
 def test_one_input(data: bytes) -> None:
     how, text = data[0] if data else 0, data[1:]
-    try:
+    with contextlib.suppress(InputError):
         (_plot if how & 1 else _stat)(how, text)
-    except InputError as error:
-        assert str(error)

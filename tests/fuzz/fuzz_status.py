@@ -3,9 +3,10 @@
 
 import asyncio
 
-from daemon import Daemon
-from libqos.rpcserver import Server
 from selened.status import Status
+
+from libqos.rpcserver import Server
+from tests.fuzz.daemon import Daemon
 
 DAEMON = Daemon()
 PATH = DAEMON.path / "status"

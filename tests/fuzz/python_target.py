@@ -9,13 +9,13 @@ import os
 import sys
 from pathlib import Path
 
-import atheris
+import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore] # .ci/fuzz installs it
 
 
 def main() -> None:
-    sys.path.insert(0, os.fspath(Path(__file__).parent))
+    sys.path.append(os.fspath(Path(__file__).parents[2]))  # last: the installed packages are meant
     with atheris.instrument_imports(include=["libqos", "lunar", "selene", "selened", "tomllib"]):
-        target = importlib.import_module(f"fuzz_{sys.argv[1]}")
+        target = importlib.import_module(f"tests.fuzz.fuzz_{sys.argv[1]}")
     atheris.Setup([sys.argv[0], *sys.argv[2:]], target.test_one_input)
     atheris.Fuzz()
 

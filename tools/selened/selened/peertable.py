@@ -109,9 +109,15 @@ class Table:
         # All of it is checked before any of it is taken in: what is refused must leave no trace that nobody withdraws.
         named_sinks = [self._sink(entry) for entry in _list(message, "sinks")]
         named_sources = self._sources(_list(message, "sources"))
-        if len(self.sinks) + sum(listen is not None and key not in self.sinks for key, listen in named_sinks) > MAX_ENTRIES:
+        if (
+            len(self.sinks) + sum(listen is not None and key not in self.sinks for key, listen in named_sinks)
+            > MAX_ENTRIES
+        ):
             raise PeerError(f"found more than {MAX_ENTRIES} channels with sinks")
-        if len(self.sources) + sum(at is not None and of not in self.sources for _, of, at in named_sources) > MAX_ENTRIES:
+        if (
+            len(self.sources) + sum(at is not None and of not in self.sources for _, of, at in named_sources)
+            > MAX_ENTRIES
+        ):
             raise PeerError(f"found more than {MAX_ENTRIES} sources")
         if "begin" in message:
             self._fresh = (set(), set())
