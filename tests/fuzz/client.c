@@ -57,8 +57,9 @@ uint64_t __wrap_qos_clock_monotonic_ns(void)
 ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags)
 {
     ssize_t n = __real_sendmsg(fd, message, flags);
-    if (n >= (ssize_t)sizeof(struct selene_msg))
-        daemons_asked(fd, message->msg_iov[0].iov_base);
+    const struct selene_msg *packet = message->msg_iov[0].iov_base;
+    if (n >= (ssize_t)sizeof *packet && packet->magic == SELENE_PROTO_MAGIC) /* and no datagram */
+        daemons_asked(fd, packet);
     return n;
 }
 

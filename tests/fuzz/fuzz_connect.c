@@ -80,6 +80,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     selene_memory_drop(session->memory);
     selene_memory_drop(session->retired);
     session->memory = session->retired = NULL;
+    session->counters = NULL;
     daemons_hang_up();
     int before = descriptors();
     for (int times = 0; times < 2 && selene_connect(session) == 0; times++) {
@@ -91,6 +92,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     selene_memory_drop(session->memory);
     selene_memory_drop(session->retired);
     session->memory = session->retired = NULL;
+    session->counters = NULL;
     HOLDS(descriptors() == before);
     return 0;
 }
