@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-c test-python test-sanitize lint format bench install clean
+.PHONY: help setup demo test test-c test-python test-sanitize fuzz lint format bench install clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | column -t -s '#'
@@ -31,6 +31,9 @@ test-sanitize: setup ## C tests under AddressSanitizer + UBSan, then under Threa
 	@.ci/sanitize build-asan address,undefined
 	@.ci/sanitize build-tsan thread
 
+fuzz: setup ## every fuzz target for a moment; TARGET=name RUNS=n: one of them (CONTRIBUTING.md)
+	@.ci/fuzz $(TARGET) $(RUNS)
+
 lint: setup ## ruff, mypy --strict, clang-format: checks only
 	@.ci/lint
 
@@ -46,5 +49,5 @@ install: setup ## C parts, manual pages, completions into PREFIX (/usr/local), b
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .ci/install-c "$(PREFIX)" "$(DESTDIR)"
 
 clean: ## remove what was built, .venv included
-	rm -rf build build-install build-asan build-tsan .build-* .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build build-install build-asan build-tsan build-fuzz .build-* .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

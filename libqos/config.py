@@ -295,7 +295,10 @@ def _check_one(row: Option, value: Any, *, text: bool) -> Any:
     if text and row.type is not str:
         value = _from_text(row, value, accepts)
     if row.type is float and type(value) is int:
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise ValueError(accepts) from None
     if type(value) is not row.type:
         raise ValueError(accepts)
     if row.choices and value not in row.choices:
@@ -320,7 +323,10 @@ def _from_text(row: Option, value: str, accepts: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    try:
+        text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "an integer of thousands of digits"
     return text if len(text) <= 80 else text[:80] + "…"
 
 

@@ -74,7 +74,8 @@ def peer_of(connection: socket.socket) -> Peer:
 
 def encode(message: Mapping[str, object]) -> bytes:
     """One message as a line. Raises TypeError or ValueError for what JSON cannot hold."""
-    return _encode(message).encode() + b"\n"
+    # Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape.
+    return _encode(message).encode(errors="backslashreplace") + b"\n"
 
 
 def decode(line: bytes) -> dict[str, Any]:

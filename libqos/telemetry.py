@@ -86,7 +86,8 @@ class Writer:
             text = _encode(record)
         except (TypeError, ValueError) as error:
             raise TelemetryError(f"record of kind {record['kind']!r} is not JSON: {error}") from error
-        self._put(text.encode() + b"\n")
+        # Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape.
+        self._put(text.encode(errors="backslashreplace") + b"\n")
 
     def latency(
         self, seq: int, latency_ns: int, ts_ns: int | None = None, jitter_ns: int | None = None, **extra: object

@@ -82,8 +82,12 @@ def parse(text: str, name: str) -> Document:
 
     try:
         values = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         message = str(error) or "nested too deeply"
+        if (digits := re.search(r"[0-9_]{4300,}", text)) and not isinstance(error, tomllib.TOMLDecodeError):
+            message = (
+                f"a number of {len(digits[0])} digits (at line {text.count(chr(10), 0, digits.start()) + 1}, column 1)"
+            )
         where = re.search(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)$", message)
         line = int(where[1]) if where and where[1] else text.count("\n") + 1
         if where:

@@ -109,6 +109,11 @@ def test_list_from_the_environment() -> None:
         ("\ndata_port = 70000", "F:2: data_port: found 70000, accepted an integer from 1 to 65_535"),
         ("data_port = '5'", "F:1: data_port: found '5', accepted an integer from 1 to 65_535"),
         ("data_port = true", "F:1: data_port: found true, accepted an integer from 1 to 65_535"),
+        (
+            "data_port = 0x1" + "0" * 5000,
+            "F:1: data_port: found an integer of thousands of digits, accepted an integer",
+        ),
+        ("spin_us = 1" + "0" * 400, "F:1: spin_us: found 1000"),
         ("spin_us = nan", "F:1: spin_us: found nan, accepted a number of at least 0"),
         ("mode = 'quick'", "F:1: mode: found 'quick', accepted slow | fast"),
         ("networks = 'x'", "F:1: networks: found 'x', accepted a list of: text"),
@@ -157,6 +162,7 @@ def test_command_line_problem() -> None:
         (b"a = \"x\ny\"\n", ":1: "),
         (b"a = 1\n\xff = 2\n", ":2: found a byte 0xff, accepted UTF-8"),
         (b"[a\n", ":1: "),
+        (b"a = 1\nb = " + b"1" * 5000, ":2: a number of 5000 digits, accepted TOML"),
     ],
 )  # fmt: skip
 def test_text_that_is_no_toml(tmp_path: Path, text: bytes, message: str) -> None:

@@ -207,6 +207,12 @@ def test_rubbish_gets_an_error_object(path: Path, data: bytes, code: str) -> Non
         assert rpc.call(path, {"method": "info"})["kind"] == "info"
 
 
+def test_half_a_surrogate_pair_is_answered_as_it_came(path: Path) -> None:
+    with running(path):
+        answer = json.loads(raw(path, b'{"method":"info","params":{"text":"\\ud800"}}\n'))
+        assert answer["result"]["params"] == {"text": "\ud800"}
+
+
 def test_any_bytes_leave_the_server_alive(tmp_path: Path) -> None:
     """Whatever comes in: every answer is one of the protocol, and the next client is served."""
     path = tmp_path / "s"

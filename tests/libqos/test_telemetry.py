@@ -53,6 +53,12 @@ def test_line_is_written_at_once_and_in_one_write() -> None:
     assert stream.getvalue().endswith(b"}\n")
 
 
+def test_half_a_surrogate_pair_is_written_as_its_escape() -> None:
+    stream = io.BytesIO()
+    Writer(stream).write({"kind": "x", "text": "\ud800"})
+    assert stream.getvalue() == b'{"kind":"x","text":"\\ud800"}\n'
+
+
 def test_batch_is_written_at_close() -> None:
     stream = Counting()
     with Writer(stream, batch=True) as writer:

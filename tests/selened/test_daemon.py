@@ -314,6 +314,21 @@ def test_too_many_descriptors_end_the_session_and_are_closed(daemon: Any, until:
     os.close(write)
 
 
+@pytest.mark.parametrize("rubbish", [b"x" * 16, wire.bare(lib.SELENE_C_ACCEPTED)], ids=["magic", "short"])
+def test_descriptors_of_rubbish_are_closed(daemon: Any, until: Any, rubbish: bytes) -> None:
+    def descriptors() -> int:
+        return len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
+
+    daemon.info("daemon")
+    before = descriptors()
+    client = daemon.client()
+    with open(os.devnull, "rb") as file:
+        socket.send_fds(client.socket, [rubbish], [file.fileno()] * 8)
+    assert wire.parse("selene_error", client.receive()).error == errno.EPROTO
+    client.close()
+    until(lambda: descriptors() <= before, "the descriptors")
+
+
 def test_a_client_that_does_not_read_is_cut_off(daemon: Any, until: Any) -> None:
     client = daemon.client()
     wire_stream = wire.build("selene_stream_open", lib.SELENE_C_STREAM, 3, handle=1)

@@ -266,6 +266,19 @@ def test_a_source_may_not_move_to_another_channel() -> None:
         heard.apply(told(2, sources=[[1, 3, "topic", *SOURCE[3:]]]))
 
 
+@pytest.mark.parametrize(
+    "second",
+    [[1, 3, "topic", *SOURCE[3:]], [1, 3, "topic", SOURCE[3]], [1, 2, "topic", 7]],
+)
+def test_of_an_announcement_that_is_refused_nothing_is_taken_in(second: list[object]) -> None:
+    heard = table()
+    heard.apply(told(1, sinks=[SINK], sources=[SOURCE]))
+    with pytest.raises(PeerError):
+        heard.apply(told(2, sinks=[SINK[:3], [1, 4, "", *SINK[3:]]], sources=[SOURCE[:4], second]))
+    assert list(heard.sinks) == [KEY], "so that it is withdrawn with the peer"
+    assert list(heard.sources) == [SOURCE[3]]
+
+
 def test_a_peer_cannot_make_us_remember_without_end() -> None:
     heard = table()
     heard.sinks = {Key(1, number, ""): (AT, 1) for number in range(MAX_ENTRIES)}

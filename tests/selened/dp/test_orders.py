@@ -134,6 +134,17 @@ def _open_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def test_descriptors_of_an_empty_packet_are_closed(start: Start) -> None:
+    dp = start()
+    before = _open_files(dp.process.pid)
+    with dp.control as old, open(os.devnull, "rb") as file:
+        socket.send_fds(old, [b""], [file.fileno()] * 4)
+        assert receive(old) is None
+    dp.control = dp.connect()
+    dp.greet()
+    assert _open_files(dp.process.pid) == before
+
+
 def test_the_end_of_a_client_leaves_nothing(start: Start) -> None:
     dp = start()
     dp.stats()

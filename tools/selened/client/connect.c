@@ -43,8 +43,8 @@ int selene_send_packet(int fd, void *packet, uint32_t length, int type, uint32_t
     return n < 0 ? -errno : 0;
 }
 
-/* One packet: its length, 0 at the end of the connection, -EAGAIN, -EPROTO (not ours), or another errno. Descriptors that do not fit are
- * closed. */
+/* One packet: its length, 0 at the end of the connection, -EAGAIN, -EPROTO (not ours), or another errno. Descriptors come with a packet
+ * that is ours only; others are closed. */
 ssize_t selene_receive_packet(int fd, void *packet, size_t room, int *fds, int *fd_count, int flags)
 {
     union {
@@ -68,15 +68,13 @@ ssize_t selene_receive_packet(int fd, void *packet, size_t room, int *fds, int *
         }
     }
     const struct selene_msg *m = packet;
-    if (n == 0)
-        return 0;
-    if ((size_t)n < sizeof *m || m->magic != SELENE_PROTO_MAGIC || m->length != (size_t)n ||
-        (h.msg_flags & (MSG_TRUNC | MSG_CTRUNC))) {
-        for (int i = 0; i < *fd_count; i++)
-            close(fds[i]);
-        return -EPROTO;
-    }
-    return n;
+    if ((size_t)n >= sizeof *m && m->magic == SELENE_PROTO_MAGIC && m->length == (size_t)n &&
+        !(h.msg_flags & (MSG_TRUNC | MSG_CTRUNC)))
+        return n;
+    for (int i = 0; i < *fd_count; i++)
+        close(fds[i]);
+    *fd_count = 0;
+    return n == 0 ? 0 : -EPROTO;
 }
 
 static int dial(const char *path)
@@ -205,6 +203,8 @@ int selene_connect(struct selene_session *s)
         selene_memory_drop(m);
         return selene_fail(rc < 0 ? rc : -EIO, "selened-dp gave this session no memory: see the log of selened");
     }
+    for (int i = m->udp ? 2 : 1; i < fd_count; i++)
+        close(fds[i]); /* what this session has no use for */
     if (s->session_fd >= 0)
         close(s->session_fd);
     selene_receiver_take(s);

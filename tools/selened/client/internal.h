@@ -366,7 +366,7 @@ ssize_t selene_receive_packet(int fd, void *packet, size_t room, int *fds, int *
 struct orphan {
     struct orphan *next;
     uint32_t length;
-    uint8_t packet[];
+    _Alignas(8) uint8_t packet[];
 };
 
 /* memory.c */

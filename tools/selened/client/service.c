@@ -33,7 +33,7 @@ static int drain(struct selene_session *s, int fd, bool control)
 {
     static _Thread_local union {
         struct selene_msg msg;
-        uint8_t bytes[SELENE_MAX_PACKET];
+        _Alignas(8) uint8_t bytes[SELENE_MAX_PACKET]; /* other packets have fields of 64 bits */
     } packet;
     for (;;) {
         int fds[SELENE_MAX_FDS], fd_count;

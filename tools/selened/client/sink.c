@@ -144,6 +144,8 @@ void selene_sink_apply(struct selene_sink *sink)
         edge_close(sink, edge);
         sink->edges[i--] = sink->edges[--sink->edge_count];
     }
+    if (sink->edge_turn >= sink->edge_count)
+        sink->edge_turn = 0; /* it was the turn of one that is gone */
     sink->postponed = false;
     for (struct edge_in **at = &sink->inbox; *at;) {
         int rc = attach(sink, at);
@@ -321,6 +323,8 @@ void selene_close_sink(selene_sink *sink)
         free(flow);
     }
     pthread_mutex_unlock(&s->lock);
+    selene_remotes_forget(s, sink); /* until here one could be announced to it */
+    selene_sink_discard(sink);
     selene_dispatch_leave(s);
     if (!sink->callback && sink->event_fd >= 0)
         close(sink->event_fd);

@@ -139,13 +139,14 @@ static void controller_event(struct dp_control *c)
         return;
     if (rc == -EMSGSIZE)
         dp_packet_send_error(c->controller, 0, EMSGSIZE, "a packet or its descriptors are too many");
-    if (rc == 0 && c->packet.length > 0) {
+    bool packet = rc == 0 && c->packet.length > 0;
+    if (packet)
         rc = dp_control_order(c);
-        dp_packet_close_fds(&c->packet);
-        if (rc == 0)
-            return;
+    dp_packet_close_fds(&c->packet); /* also those of an empty packet */
+    if (packet && rc == 0)
+        return;
+    if (packet)
         dp_log("warning", "controller dropped: %s", rc == -EPROTO ? "it sent what is no order" : strerror(-rc));
-    }
     drop_controller(c);
 }
 
@@ -183,34 +184,38 @@ static int next_timeout(struct dp_control *c)
     return timeout >= 0 && timeout < idle ? timeout : idle;
 }
 
+void dp_control_step(struct dp_control *c)
+{
+    /* one event at a time: what it does may close the descriptor of the next */
+    struct epoll_event event;
+    int n = epoll_wait(c->epoll_fd, &event, 1, next_timeout(c));
+    if (n <= 0 || c->stop)
+        return;
+    switch ((enum dp_tag)(event.data.u64 >> 32)) {
+    case DP_TAG_LISTEN:
+        accept_controller(c);
+        break;
+    case DP_TAG_SIGNAL:
+        take_signal(c);
+        break;
+    case DP_TAG_NOTICE:
+        take_notices(c);
+        break;
+    case DP_TAG_CONTROLLER:
+        controller_event(c);
+        break;
+    case DP_TAG_SESSION:
+        dp_control_session_event(c, (uint32_t)event.data.u64, event.events);
+        break;
+    }
+    dp_control_end_due(c);
+}
+
 void dp_control_run(struct dp_control *c)
 {
     c->idle_since_ns = qos_clock_monotonic_ns();
-    while (!c->stop) {
-        /* one event at a time: what it does may close the descriptor of the next */
-        struct epoll_event event;
-        int n = epoll_wait(c->epoll_fd, &event, 1, next_timeout(c));
-        if (n <= 0 || c->stop)
-            continue;
-        switch ((enum dp_tag)(event.data.u64 >> 32)) {
-        case DP_TAG_LISTEN:
-            accept_controller(c);
-            break;
-        case DP_TAG_SIGNAL:
-            take_signal(c);
-            break;
-        case DP_TAG_NOTICE:
-            take_notices(c);
-            break;
-        case DP_TAG_CONTROLLER:
-            controller_event(c);
-            break;
-        case DP_TAG_SESSION:
-            dp_control_session_event(c, (uint32_t)event.data.u64, event.events);
-            break;
-        }
-        dp_control_end_due(c);
-    }
+    while (!c->stop)
+        dp_control_step(c);
 }
 
 int dp_control_open(struct dp_control *c, int signal_fd)

@@ -47,6 +47,8 @@ struct dp_control {
 
 /* Serve until SIGTERM, SELENE_O_STOP, or nobody has needed it for idle_exit_s. */
 void dp_control_run(struct dp_control *control);
+/* Wait for one event, and do what it asks for. */
+void dp_control_step(struct dp_control *control);
 /* Listen on path, and be ready to run. 0 or a negative errno, which has been logged. */
 int dp_control_open(struct dp_control *control, int signal_fd);
 void dp_control_close(struct dp_control *control);

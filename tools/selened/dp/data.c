@@ -208,21 +208,25 @@ static void look(struct dp_data *d)
     take_events(d, events, n < 0 ? 0 : (int)n);
 }
 
+void dp_data_round(struct dp_data *d)
+{
+    look(d);
+    if (d->commanded)
+        run_commands(d);
+    bool worked = d->readable && dp_receive(d);
+    for (uint32_t i = 0; i < d->active_count; i++)
+        worked |= serve(d, d->active[i]);
+    dp_wake_flush(d);
+    if (worked && d->settings.spin_us > 0)
+        dp_wake_worked(d);
+}
+
 static void *data_main(void *arg)
 {
     struct dp_data *d = arg;
     apply_settings(&d->settings);
-    while (!d->stop) {
-        look(d);
-        if (d->commanded)
-            run_commands(d);
-        bool worked = d->readable && dp_receive(d);
-        for (uint32_t i = 0; i < d->active_count; i++)
-            worked |= serve(d, d->active[i]);
-        dp_wake_flush(d);
-        if (worked && d->settings.spin_us > 0)
-            dp_wake_worked(d);
-    }
+    while (!d->stop)
+        dp_data_round(d);
     return NULL;
 }
 

@@ -101,6 +101,9 @@ uint64_t dp_data_notice(struct dp_data *data);
 
 /* ---- Inside the data thread ---- */
 
+/* Sleep until there is something to do, and do it. The thread is a loop around this. */
+void dp_data_round(struct dp_data *data);
+
 /* Serve no more, and have the control thread end it. `text` is constant. */
 void dp_cut_off(struct dp_data *data, struct dp_session *session, int error, const char *text);
 /* Something is in a ring of the client: wake it at the end of this round. */

@@ -101,15 +101,28 @@ class Table:
     _fresh: tuple[set[Key], set[int]] | None = None  # what the snapshot under way has named
 
     def apply(self, message: dict[str, Any]) -> tuple[list[SinkUpdate], list[SourceUpdate]]:
-        """Take one announcement in; gives what changed. Raises PeerError, and then nothing is known for sure."""
+        """Take one announcement in; gives what changed. Raises PeerError, and then nothing of it is taken in."""
         number = message.get("n")
         if not _number(number, 1 << 63) or number != self.last + 1:
             raise PeerError(f"found announcement {str(number)[:24]}, accepted number {self.last + 1}")
         self.last += 1
+        # All of it is checked before any of it is taken in: what is refused must leave no trace that nobody withdraws.
+        named_sinks = [self._sink(entry) for entry in _list(message, "sinks")]
+        named_sources = self._sources(_list(message, "sources"))
+        if (
+            len(self.sinks) + sum(listen is not None and key not in self.sinks for key, listen in named_sinks)
+            > MAX_ENTRIES
+        ):
+            raise PeerError(f"found more than {MAX_ENTRIES} channels with sinks")
+        if (
+            len(self.sources) + sum(at is not None and of not in self.sources for _, of, at in named_sources)
+            > MAX_ENTRIES
+        ):
+            raise PeerError(f"found more than {MAX_ENTRIES} sources")
         if "begin" in message:
             self._fresh = (set(), set())
-        sinks = [update for entry in _list(message, "sinks") if (update := self._sink(entry)) is not None]
-        sources = [item for entry in _list(message, "sources") if (item := self._source(entry)) is not None]
+        sinks = [update for update in named_sinks if self._take_sink(*update)]
+        sources = [update for update in named_sources if self._take_source(*update)]
         if "end" in message and self._fresh is not None:
             fresh, self._fresh, self.complete = self._fresh, None, True
             sinks += [(key, None) for key in self.sinks.keys() - fresh[0]]
@@ -122,41 +135,46 @@ class Table:
                     self.sources.pop(source, None)
         return sinks, sources
 
-    def _sink(self, entry: list[Any]) -> SinkUpdate | None:
+    def _sink(self, entry: list[Any]) -> SinkUpdate:
         key = _key(entry)
         if len(entry) == 3:
-            return (key, None) if self.sinks.pop(key, None) is not None else None
+            return key, None
         if len(entry) != 6 or not _number(entry[5], 1 << 31):
             raise PeerError("found a sink of another shape")
-        listen = (self._address(entry[3], entry[4]), int(entry[5]))
+        return key, (self._address(entry[3], entry[4]), int(entry[5]))
+
+    def _take_sink(self, key: Key, listen: tuple[Address, int] | None) -> bool:
+        """Whether that is news."""
+        if listen is None:
+            return self.sinks.pop(key, None) is not None
         if self._fresh is not None:
             self._fresh[0].add(key)
-        if self.sinks.get(key) == listen:
-            return None
-        if len(self.sinks) >= MAX_ENTRIES and key not in self.sinks:
-            raise PeerError(f"found more than {MAX_ENTRIES} channels with sinks")
+        news = self.sinks.get(key) != listen
         self.sinks[key] = listen
-        return key, listen
+        return news
 
-    def _source(self, entry: list[Any]) -> SourceUpdate | None:
-        key = _key(entry)
-        if len(entry) not in (4, 6) or not _number(entry[3], 1 << 64) or entry[3] >> 32 != self.host:
-            raise PeerError("found a source of another shape, or of another host")
-        source = int(entry[3])
-        known = self.sources.get(source)
-        if known is not None and known[0] != key:
-            raise PeerError("found a source that moved to another channel")
-        if len(entry) == 4:
-            return (key, source, None) if self.sources.pop(source, None) is not None else None
-        address = self._address(entry[4], entry[5])
+    def _sources(self, entries: list[list[Any]]) -> list[SourceUpdate]:
+        updates: list[SourceUpdate] = []
+        keys: dict[int, Key] = {}
+        for entry in entries:
+            key = _key(entry)
+            if len(entry) not in (4, 6) or not _number(entry[3], 1 << 64) or entry[3] >> 32 != self.host:
+                raise PeerError("found a source of another shape, or of another host")
+            source = int(entry[3])
+            if keys.setdefault(source, self.sources[source][0] if source in self.sources else key) != key:
+                raise PeerError("found a source that moved to another channel")
+            updates.append((key, source, self._address(entry[4], entry[5]) if len(entry) == 6 else None))
+        return updates
+
+    def _take_source(self, key: Key, source: int, address: Address | None) -> bool:
+        """Whether that is news."""
+        if address is None:
+            return self.sources.pop(source, None) is not None
         if self._fresh is not None:
             self._fresh[1].add(source)
-        if known == (key, address):
-            return None
-        if len(self.sources) >= MAX_ENTRIES and known is None:
-            raise PeerError(f"found more than {MAX_ENTRIES} sources")
+        news = self.sources.get(source) != (key, address)
         self.sources[source] = (key, address)
-        return key, source, address
+        return news
 
     def _address(self, ip: object, port: object) -> Address:
         if ip != self.ip:

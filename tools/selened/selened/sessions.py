@@ -306,14 +306,16 @@ class Client:
     async def _read(self, requests: asyncio.Queue[tuple[bytes, Descriptors] | None]) -> None:
         while True:
             data, descriptors = await self._connection.receive()
-            if not data:
+            try:
+                if not data:
+                    return
+                if len(data) >= wire.HEADER_BYTES and wire.header(data).type == lib.SELENE_C_ACCEPTED:
+                    self._confirmed(data)
+                else:
+                    await requests.put((data, descriptors))
+                    descriptors = Descriptors()  # whoever takes the request closes them
+            finally:
                 descriptors.close()
-                return
-            if len(data) >= wire.HEADER_BYTES and wire.header(data).type == lib.SELENE_C_ACCEPTED:
-                descriptors.close()
-                self._confirmed(data)
-            else:
-                await requests.put((data, descriptors))
 
     async def _answer(self, requests: asyncio.Queue[tuple[bytes, Descriptors] | None]) -> None:
         while (item := await requests.get()) is not None:
