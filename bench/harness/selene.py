@@ -208,8 +208,9 @@ def run_flood(
 ) -> Record:
     """Let one process send to ``sinks`` others, and to ``stopped`` more that SIGSTOP holds; return what came of it.
 
-    ``rate_per_s`` and ``goodput_bits_per_s`` are the mean of the sinks that run. ``lost`` is all that did not arrive or
-    that anybody counted as lost, dropped or duplicated, the kernel included. ``send_cpu_ns`` is the CPU time per message
+    ``rate_per_s`` and ``goodput_bits_per_s`` are the mean of the sinks that run. ``lost`` is what they did not
+    get, or got twice; of that the source counted ``dropped`` and the kernel ``kernel_lost``. A reliable sink that lost
+    something has a rate of 0. ``send_cpu_ns`` is the CPU time per message
     of the source and of the datapath processes. Raises RunError.
     """
     daemons = [source] if source is target else [source, target]
@@ -240,13 +241,14 @@ def run_flood(
         for receiver in receivers[sinks:]:
             os.kill(receiver.pid, signal.SIGKILL)
     kernel = sum(udp_errors(daemon.host) for daemon in daemons) - errors
-    missing = sum(record["lost"] + record["duplicated"] + sent["count"] - record["count"] for record in records)
+    lost = sum(max(record["lost"], sent["count"] - record["count"]) + record["duplicated"] for record in records)
     means = {key: sum(record[key] for record in records) / sinks
              for key in ("rate_per_s", "goodput_bits_per_s", "latency_p50_ns", "cpu_ns")}  # fmt: skip
     return {
         "kind": "flood",
         "count": sent["count"],
-        "lost": missing + sent["dropped"] + kernel,
+        "lost": lost,
+        "dropped": sent["dropped"],
         "kernel_lost": kernel,
         **means,
         "sent_per_s": sent["rate_per_s"],
