@@ -141,12 +141,12 @@ def selene_local() -> Iterator[Daemon]:
         yield daemon
 
 
-def library() -> Path:
-    """Return the folder of the built libselene.so (``QOS_SELENE_LIB`` names another); raises RunError."""
+def library(name: str = "libselene.so") -> Path:
+    """Return the folder of the built library ``name`` (``QOS_SELENE_LIB`` names another); raises RunError."""
     given = os.environ.get("QOS_SELENE_LIB")
-    found = [Path(given)] if given else sorted(path.parent for path in (ROOT / "build").glob("**/libselene.so"))
-    if not found or not (found[0] / "libselene.so").exists():
-        raise RunError("libselene.so is not built: run `make setup`, or name its folder in QOS_SELENE_LIB")
+    found = [Path(given)] if given else sorted(path.parent for path in (ROOT / "build").glob(f"**/{name}"))
+    if not found or not (found[0] / name).exists():
+        raise RunError(f"{name} is not built: run `make setup`, or name its folder in QOS_SELENE_LIB")
     return found[0]
 
 
