@@ -18,7 +18,7 @@ from harness.selene import CLIENT_HEADERS, library
 PEERS = ROOT / "bench" / "peers"
 LUNAR_HEADERS = ROOT / "tools" / "lunar" / "client"
 
-# The interface and the other host by name, so that neither multicast nor a default route is needed; the rest as it comes.
+# Interface and other host by address, so that neither multicast nor a default route is needed; the rest as it comes.
 CYCLONE = """<CycloneDDS><Domain><General>
 <Interfaces><NetworkInterface address="{own}"/></Interfaces><AllowMulticast>false</AllowMulticast></General>
 <Discovery><ParticipantIndex>auto</ParticipantIndex><Peers><Peer Address="{other}"/></Peers></Discovery>
@@ -35,7 +35,7 @@ def _environment_of_none(own: Host, other: Host) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Peer:
-    """A messaging library: ``build`` returns its program (raises MissingError), ``environment`` what it needs to run."""
+    """A messaging library: ``build`` makes its program (raises MissingError), ``environment`` is what that needs."""
 
     name: str
     build: Callable[[], Path]

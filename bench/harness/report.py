@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several benches found, in one table and two pictures.
 
-Reads the folders that ``--out`` wrote. The table is Markdown; between two marks in a document it replaces what was there,
-so that docs/performance.md can be filled anew without touching its prose.
+Reads the folders that ``--out`` wrote. The table is Markdown; between two marks in a document it replaces what was
+there, so that docs/performance.md can be filled anew without touching its prose.
 """
 
 import json
@@ -108,9 +108,10 @@ def markdown(findings: Sequence[Findings], pictures: Sequence[str] = ()) -> str:
         e = f.environment
         runs = sorted({r["pairs"] for r in f.results if "pairs" in r})
         spread = f"{runs[0]} pairs a row" if len(runs) == 1 else f"{runs[0]} to {runs[-1]} pairs a row" if runs else ""
+        revision = f"revision {str(e.get('revision'))[:12]}{' (changed)' if e.get('revision_changed') else ''}"
         facts = [e.get("cpu_model"), f"{len(e.get('cpus_usable', []))} CPUs", f"Linux {e.get('kernel')}",
-                 e.get("compiler"), e.get("link"), spread, f"load before: {e['load'][0]:.2g}" if "load" in e else None,
-                 f"revision {str(e.get('revision'))[:12]}{' (changed)' if e.get('revision_changed') else ''}"]  # fmt: skip
+                 e.get("compiler"), e.get("link"), spread, f"load {e['load'][0]:.2g}" if "load" in e else None,
+                 revision]  # fmt: skip
         parts += [f"### `bench/{f.name}`", ", ".join(str(fact) for fact in facts if fact) + "."]
         parts += [f"{label}: {e[key]}" for label, key in (("Timed", "timed"), ("Placed", "placed")) if key in e]
         parts.append(table(f.results))
@@ -126,7 +127,7 @@ def fill(document: str, text: str) -> str:
 
 
 def distance(result: Record) -> tuple[float, float, float] | None:
-    """Return value and interval relative to the target, 1 being the target and less better; None if there is no such."""
+    """Return value and interval relative to the target, where less than 1 keeps it; None if that cannot be said."""
     if not result.get("target") or not result["value"]:
         return None
     target = Target.parse(result["target"])

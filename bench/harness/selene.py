@@ -174,7 +174,7 @@ def pingpong_command(
 
 @dataclass(frozen=True)
 class Flood:
-    """A one-way flood: ``count`` messages of ``size`` bytes, ``burst`` per call, ``rate`` a second (None: at full speed).
+    """A one-way flood: ``count`` messages of ``size`` bytes, ``burst`` per call, ``rate`` a second (None: full speed).
 
     Reliable (waits for credit and slow sinks) unless ``best_effort``.
     """
