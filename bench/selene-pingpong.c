@@ -1,26 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* SELENE's round trips and floods, the counterpart of raw/udp-pingpong.c: client and server of a ping-pong, source and sink of a flood. */
-#include <getopt.h>
 #include <signal.h>
-#include <stdbool.h>
 
 #include "raw/raw.h"
 #include "selene.h"
 
 #define USAGE                                                                                                          \
     "selene-pingpong pingpong-server|pingpong-client|flood-source|flood-sink [--size BYTES] [--count N] [--warmup N]"  \
-    " [--mode blocking|spin] [--burst N] [--relayed] [--reliable]"
+    " [--burst N] [--rate PER_S] [--sinks N] [--spin 0|1] [--relayed 0|1] [--best-effort 0|1] [--coalesce 0|1]"
 #define PING 1
 #define PONG 2
 #define FLOOD 3
+#define BURST_MAX 256
 #define PEER_NS 10000000000u
+#define LOOK_NS 100000000u /* how often a waiting program looks whether it is to end */
 
-static uint32_t size = 64, burst = 1;
-static uint64_t messages = 10000, warmup = 100;
-static const char *mode = "blocking";
-static selene_options options;
-static selene_session *session;
-static selene_stream *stream;
+static uint64_t size = 64, messages = 10000, warmup = 100, burst = 1, rate, sinks = 1;
+static uint64_t spin, relayed, best_effort, coalesce = 1;
+static selene_source *source;
+static selene_sink *sink;
+static selene_buffer in[BURST_MAX], out[BURST_MAX];
 static volatile sig_atomic_t ended;
 
 static void end(int signal)
@@ -29,183 +28,174 @@ static void end(int signal)
     ended = 1;
 }
 
-static void check(int64_t rc, const char *what)
+static int64_t check(int64_t rc, const char *what)
 {
     if (rc >= 0)
-        return;
+        return rc;
     fprintf(stderr, "%s: %s (%s)\n", what, selene_last_error(), strerror((int)-rc));
     exit(1);
 }
 
-/* A source reaches nobody until its sink is there. */
-static void wait_for_sink(selene_source *source)
+/* Waits for a message. 0: the program is to end. */
+static int receive(void)
+{
+    int rc;
+    do
+        rc = selene_consume_timeout(sink, LOOK_NS, in);
+    while (rc == -ETIMEDOUT && !ended);
+    return rc == -ETIMEDOUT ? 0 : (int)check(rc, "consume");
+}
+
+/* A source reaches only the sinks that are there. */
+static void wait_for_sinks(void)
 {
     selene_source_stats stats = {0};
-    for (uint64_t start = raw_now_ns(); stats.local_sinks + stats.remote_sinks == 0; usleep(1000)) {
-        selene_buffer buffer;
-        check(selene_get_buffer(source, 8, 0, &buffer), "get_buffer");
-        selene_cancel_buffer(source, &buffer);
+    for (uint64_t start = raw_now_ns(); stats.local_sinks + stats.remote_sinks < sinks; usleep(1000)) {
+        check(selene_get_buffer(source, 8, 0, out), "get_buffer");
+        selene_cancel_buffer(source, out);
         selene_source_get_stats(source, &stats);
         if (raw_now_ns() - start > PEER_NS || ended)
-            exit((fprintf(stderr, "no sink within 10 s\n"), 1));
+            exit((fprintf(stderr, "fewer than %" PRIu64 " sinks within 10 s\n", sinks), 1));
     }
 }
 
 static void serve(void)
 {
-    selene_source *pong;
-    selene_sink *ping;
-    selene_buffer in, out;
-    check(selene_create_source(stream, PONG, &pong), "create_source");
-    check(selene_create_sink(stream, PING, NULL, NULL, &ping), "create_sink");
     raw_print_ready();
-    while (!ended) {
-        int rc = selene_consume_timeout(ping, 100000000, &in);
-        if (rc == -ETIMEDOUT)
-            continue;
-        check(rc, "consume");
-        check(selene_get_buffer(pong, in.size, 0, &out), "get_buffer");
-        check(selene_emit_data(pong, &out), "emit");
-        check(selene_release_buffer(ping, &in), "release");
+    while (receive()) {
+        check(selene_get_buffer(source, in->size, 0, out), "get_buffer");
+        check(selene_emit_data(source, out), "emit");
+        check(selene_release_buffer(sink, in), "release");
     }
 }
 
 static void measure(void)
 {
-    selene_source *ping;
-    selene_sink *pong;
-    selene_buffer out, in;
     uint64_t *rtt_ns = calloc(messages, sizeof(*rtt_ns)), cpu_start = 0, first = 0;
-    check(selene_create_sink(stream, PONG, NULL, NULL, &pong), "create_sink");
-    check(selene_create_source(stream, PING, &ping), "create_source");
-    wait_for_sink(ping);
+    wait_for_sinks();
     memset(rtt_ns, 1, messages * sizeof(*rtt_ns)); /* pages in before the clock starts */
-    for (uint64_t i = 0; i < warmup + messages; i++) {
+    for (uint64_t i = 0, begin = raw_now_ns(); i < warmup + messages; i++) {
         if (i == warmup)
             cpu_start = raw_cpu_ns();
+        raw_pace(begin, i, rate);
         uint64_t start = raw_now_ns();
-        check(selene_get_buffer(ping, size, 0, &out), "get_buffer");
-        check(selene_emit_data(ping, &out), "emit");
-        check(selene_consume_timeout(pong, PEER_NS, &in), "consume");
-        check(selene_release_buffer(pong, &in), "release");
+        check(selene_get_buffer(source, (uint32_t)size, 0, out), "get_buffer");
+        check(selene_emit_data(source, out), "emit");
+        int got = receive();
         uint64_t stop = raw_now_ns();
         if (i == 0)
-            first = in.sequence;
-        if (in.size != size ||
-            in.sequence != first + i) /* the payload is not touched: locally it never leaves its cache */
+            first = in->sequence;
+        /* the payload is not touched: locally it never leaves its cache */
+        if (!got || in->size != size || in->sequence != first + i)
             exit((fprintf(stderr, "round trip %" PRIu64 ": not the echo of what was sent\n", i), 1));
+        check(selene_release_buffer(sink, in), "release");
         if (i >= warmup)
             rtt_ns[i - warmup] = stop - start;
     }
-    raw_print_summary(rtt_ns, messages, size, mode, (raw_cpu_ns() - cpu_start) / messages);
+    raw_print_summary(rtt_ns, messages, size, spin ? "spin" : "blocking", (raw_cpu_ns() - cpu_start) / messages);
 }
 
 static void flood(void)
 {
-    selene_source *source;
-    selene_buffer *buffers = calloc(burst, sizeof(*buffers));
-    check(selene_create_source(stream, FLOOD, &source), "create_source");
-    wait_for_sink(source);
-    for (uint64_t sent = 0; sent < messages && !ended;) {
-        uint32_t want = messages - sent < burst ? (uint32_t)(messages - sent) : burst;
-        int got =
-            burst == 1 ? selene_get_buffer(source, size, 0, buffers) : selene_get_burst(source, size, 0, buffers, want);
-        check(got, "get_buffer");
-        uint32_t n = burst == 1 ? 1 : (uint32_t)got, done = 0;
-        for (uint32_t i = 0; i < n; i++)
-            *(uint64_t *)buffers[i].data = sent + i;
-        while (done < n) {
-            int64_t rc =
-                burst == 1 ? selene_emit_data(source, buffers) : selene_emit_burst(source, buffers + done, n - done, 0);
-            check(rc, "emit");
-            done += burst == 1 ? 1 : (uint32_t)rc;
-        }
+    wait_for_sinks();
+    uint64_t start = raw_now_ns(), cpu = raw_cpu_ns(), sent = 0;
+    while (sent < messages && !ended) {
+        raw_pace(start, sent, rate);
+        uint64_t n = messages - sent < burst ? messages - sent : burst;
+        int64_t rc = n == 1 ? selene_get_buffer(source, (uint32_t)size, 0, out)
+                            : selene_get_burst(source, (uint32_t)size, 0, out, (uint32_t)n);
+        if (rc == -EAGAIN) /* best-effort, and slow sinks hold the whole pool */
+            continue;
+        n = (uint64_t)check(n == 1 ? rc + 1 : rc, "get_buffer");
+        for (uint64_t i = 0; i < n; i++)
+            *(uint64_t *)out[i].data = sent + i;
+        for (uint64_t i = 0; i < n; i += (uint64_t)check(rc, "emit"))
+            rc = burst == 1 ? selene_emit_data(source, out) >= 0
+                            : selene_emit_burst(source, out + i, (uint32_t)(n - i), 0);
         sent += n;
     }
+    double elapsed = (double)(raw_now_ns() - start), cpu_ns = (double)(raw_cpu_ns() - cpu);
     selene_source_stats s;
+    selene_flush(source);
     selene_source_get_stats(source, &s);
-    printf("{\"kind\":\"flood\",\"count\":%" PRIu64 ",\"dropped\":%" PRIu64 "}\n", s.messages,
-           s.dropped + s.dropped_slow);
-    selene_close_source(source);
-    sleep(1); /* the sinks still read this process' buffers */
+    printf("{\"kind\":\"flood\",\"count\":%" PRIu64 ",\"dropped\":%" PRIu64 ",\"rate_per_s\":%.0f,\"cpu_ns\":%.1f}\n",
+           sent, s.dropped + s.dropped_slow + s.failed, (double)sent * 1e9 / elapsed, cpu_ns / (double)sent);
+    selene_close_source(source); /* waits until the sinks have what was sent */
 }
 
 static void drain(void)
 {
-    selene_sink *sink;
-    selene_buffer buffers[256];
-    uint64_t got = 0, start = 0;
-    check(selene_create_sink(stream, FLOOD, NULL, NULL, &sink), "create_sink");
+    uint64_t got = 0, start = 0, stop = 1, cpu = 0, *latency_ns = calloc(messages, sizeof(*latency_ns));
     raw_print_ready();
-    while (got < messages && !ended) {
-        int n = selene_consume_burst(sink, 0, buffers, 256);
-        check(n, "consume");
+    while (got < messages && receive()) {
+        int more = selene_consume_burst(sink, SELENE_DONTWAIT, in + 1, BURST_MAX - 1);
+        uint32_t n = more > 0 ? 1 + (uint32_t)more : 1;
         if (got == 0)
-            start = raw_now_ns();
-        got += (uint64_t)n;
-        check(selene_release_burst(sink, buffers, (uint32_t)n), "release");
+            start = raw_now_ns(), cpu = raw_cpu_ns();
+        for (uint32_t i = 0; rate && i < n && got + i < messages; i++)
+            latency_ns[got + i] = raw_realtime_ns() - selene_buffer_sent_ns(&in[i]);
+        got += n;
+        if (rate || best_effort || got >= messages) /* reading the clock waits for the loads before it */
+            stop = raw_now_ns();
+        check(selene_release_burst(sink, in, n), "release");
     }
-    double seconds = (double)(raw_now_ns() - start) / 1e9;
+    double seconds = (double)(stop - start) / 1e9, cpu_ns = (double)(raw_cpu_ns() - cpu);
     selene_sink_stats s;
     selene_sink_get_stats(sink, &s);
+    qsort(latency_ns, rate ? got : 0, sizeof(*latency_ns), raw_compare_u64);
     printf("{\"kind\":\"throughput\",\"count\":%" PRIu64 ",\"lost\":%" PRIu64 ",\"duplicated\":%" PRIu64
-           ",\"reordered\":%" PRIu64 ",\"size_bytes\":%u,\"rate_per_s\":%.0f,\"goodput_bits_per_s\":%.0f}\n",
+           ",\"reordered\":%" PRIu64 ",\"size_bytes\":%" PRIu64 ",\"rate_per_s\":%.0f,\"goodput_bits_per_s\":%.0f"
+           ",\"latency_p50_ns\":%" PRIu64 ",\"cpu_ns\":%.1f}\n",
            got, s.lost + s.dropped, s.duplicated, s.reordered, size, (double)got / seconds,
-           (double)got * size * 8 / seconds);
+           (double)(got * size * 8) / seconds, got ? raw_percentile(latency_ns, got, 0.5) : 0, cpu_ns / (double)got);
 }
 
 int main(int argc, char **argv)
 {
-    static const struct option known[] = {
-        {"size", 1, NULL, 's'},  {"count", 1, NULL, 'n'},   {"warmup", 1, NULL, 'w'},   {"mode", 1, NULL, 'm'},
-        {"burst", 1, NULL, 'b'}, {"relayed", 0, NULL, 'r'}, {"reliable", 0, NULL, 'R'}, {NULL, 0, NULL, 0}};
-    static const struct {
+    const struct raw_option known[] = {{"--size", &size, sizeof(uint64_t), SELENE_MAX_MESSAGE},
+                                       {"--count", &messages, 1, 1000000000},
+                                       {"--warmup", &warmup, 0, 1000000000},
+                                       {"--burst", &burst, 1, BURST_MAX},
+                                       {"--rate", &rate, 1, 1000000000},
+                                       {"--sinks", &sinks, 1, 64},
+                                       {"--spin", &spin, 0, 1},
+                                       {"--relayed", &relayed, 0, 1},
+                                       {"--best-effort", &best_effort, 0, 1},
+                                       {"--coalesce", &coalesce, 0, 1},
+                                       {NULL, NULL, 0, 0}};
+    const struct {
         const char *name;
+        uint64_t to, from;
         void (*run)(void);
-    } roles[] = {
-        {"pingpong-server", serve}, {"pingpong-client", measure}, {"flood-source", flood}, {"flood-sink", drain}};
-    selene_session_options so;
-    selene_session_defaults(&so);
-    selene_options_defaults(&options);
-    bool reliable = false;
-    for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
-        switch (c) {
-        case 's':
-            size = (uint32_t)raw_parse(optarg, sizeof(uint64_t), SELENE_MAX_MESSAGE);
-            break;
-        case 'n':
-            messages = raw_parse(optarg, 1, 1000000000);
-            break;
-        case 'w':
-            warmup = raw_parse(optarg, 0, 100000000);
-            break;
-        case 'm':
-            mode = optarg;
-            break;
-        case 'b':
-            burst = (uint32_t)raw_parse(optarg, 1, 1024);
-            break;
-        case 'r':
-            so.relayed = 1;
-            break;
-        case 'R':
-            reliable = true;
-            break;
-        default:
-            raw_usage(USAGE);
-        }
-    }
-    struct sigaction action = {.sa_handler = end};
+    } roles[] = {{"pingpong-server", PONG, PING, serve},
+                 {"pingpong-client", PING, PONG, measure},
+                 {"flood-source", FLOOD, 0, flood},
+                 {"flood-sink", 0, FLOOD, drain},
+                 {NULL, 0, 0, NULL}},
+      *role = roles;
+    while (argc > 1 && role->name && strcmp(argv[1], role->name) != 0)
+        role++;
+    if (argc < 2 || !role->name)
+        raw_usage(USAGE);
+    raw_options(argc, argv, 2, known, USAGE);
+    const struct sigaction action = {.sa_handler = end};
     sigaction(SIGTERM, &action, NULL);
-    options.wait = strcmp(mode, "spin") == 0 ? SELENE_WAIT_SPIN : SELENE_WAIT_SLEEP;
-    options.delivery = reliable || (optind < argc && strncmp(argv[optind], "flood", 5) == 0);
-    for (size_t i = 0; optind < argc && i < sizeof(roles) / sizeof(*roles); i++) {
-        if (strcmp(argv[optind], roles[i].name) != 0)
-            continue;
-        check(selene_init_session(&session, &so), "init_session");
-        check(selene_create_stream(session, &options, &stream), "create_stream");
-        roles[i].run();
-        return selene_close_session(session) < 0;
-    }
-    raw_usage(USAGE);
+    selene_session *session;
+    selene_stream *stream;
+    selene_session_options own;
+    selene_options options;
+    selene_session_defaults(&own);
+    selene_options_defaults(&options);
+    own.relayed = (int)relayed;
+    options.wait = spin ? SELENE_WAIT_SPIN : SELENE_WAIT_SLEEP;
+    options.coalesce = (uint32_t)coalesce;
+    options.delivery = !best_effort && (role->to == FLOOD || role->from == FLOOD);
+    check(selene_init_session(&session, &own), "init_session");
+    check(selene_create_stream(session, &options, &stream), "create_stream");
+    if (role->from)
+        check(selene_create_sink(stream, role->from, NULL, NULL, &sink), "create_sink");
+    if (role->to)
+        check(selene_create_source(stream, role->to, &source), "create_source");
+    role->run();
+    return selene_close_session(session) < 0;
 }

@@ -10,14 +10,14 @@ import random
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness import plot
 from harness.build import raw
 from harness.env import environment
-from harness.pairs import Absolute, Comparison, Round, absolute, compared, run_rounds
+from harness.pairs import Absolute, Comparison, Metric, Round, absolute, compared, run_rounds
 from harness.procs import Record, RunError, burners, terminated_as_interrupt
 from harness.stats import PAIRS_MIN, RUNS_MIN
 
@@ -89,6 +89,18 @@ class Bench:
             self.print({"kind": "skipped", "bench": self.name, "row": row, "reason": reason})
             print(f"{row}: left out: {reason}", file=sys.stderr)
 
+    def undecided(self, comparison: Comparison, reason: str) -> None:
+        """Report a row that cannot be measured on this system, which is no failure; ``reason`` says what to install."""
+        if self.only in comparison.name:
+            print(f"{comparison.name}: undecided: {reason}", file=sys.stderr)
+            self._without_value(comparison.metrics, {"baseline": comparison.baseline, **comparison.labels}, reason)
+
+    def _without_value(self, metrics: Sequence[Metric], labels: Record, error: str) -> None:
+        for metric in metrics:
+            self.results.append({"kind": "result", "bench": self.name, "metric": metric.name, "value": None,
+                                 "spread": None, "unit": metric.unit, "target": metric.target, **labels, "ok": None,
+                                 "error": error})  # fmt: skip
+
     def compare(self, comparison: Comparison) -> None:
         """Run a row with a baseline."""
 
@@ -110,8 +122,7 @@ class Bench:
                         "order": list(made.order), **pair})  # fmt: skip
             self._progress(comparison.name, number + 1, self.runs)
 
-        names = [metric.name for metric in comparison.metrics]
-        self._row(comparison.name, names, {"baseline": comparison.baseline, **comparison.labels}, measure)
+        self._row(comparison.name, comparison.metrics, {"baseline": comparison.baseline, **comparison.labels}, measure)
 
     def measure(self, row: Absolute) -> None:
         """Run a row without a baseline, three times."""
@@ -128,9 +139,9 @@ class Bench:
             for metric in row.metrics:
                 self.results.append(absolute(self.name, row, metric, records))
 
-        self._row(row.name, [metric.name for metric in row.metrics], {"baseline": None, **row.labels}, measure)
+        self._row(row.name, row.metrics, {"baseline": None, **row.labels}, measure)
 
-    def _row(self, name: str, metrics: list[str], labels: Record, measure: Callable[[], None]) -> None:
+    def _row(self, name: str, metrics: Sequence[Metric], labels: Record, measure: Callable[[], None]) -> None:
         if self.only not in name:
             return
         start = time.monotonic()
@@ -142,9 +153,7 @@ class Bench:
         except RunError as error:
             self.failed = True
             print(f"\n{name}: {error}", file=sys.stderr)
-            for metric in metrics:
-                self.results.append({"kind": "result", "bench": self.name, "metric": metric, "value": None,
-                                     "spread": None, **labels, "ok": None, "error": str(error)})  # fmt: skip
+            self._without_value(metrics, labels, str(error))
         self._slowest_row_s = max(self._slowest_row_s, time.monotonic() - start)
 
     def _progress(self, row: str, done: int, of: int) -> None:

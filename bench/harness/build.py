@@ -23,7 +23,7 @@ FLAGS = ("-std=c11", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wpedantic", "
 def compile_program(
     source: Path, *, compile_flags: Sequence[str] = (), link_flags: Sequence[str] = (), cache: Path = CACHE
 ) -> Path:
-    """Return the executable built from ``source`` and the headers beside it.
+    """Return the executable built from ``source`` and the headers beside it and in ``raw/``.
 
     Raises RunError if there is no source or no compiler, or if the compiler refuses.
     """
@@ -31,7 +31,7 @@ def compile_program(
         raise RunError(f"{source} is not there")
     compiler = os.environ.get("CC", "cc")
     key = hashlib.sha256(" ".join([compiler, *FLAGS, *compile_flags, *link_flags]).encode())
-    for file in [source, *sorted(source.parent.glob("*.h"))]:
+    for file in [source, *sorted(source.parent.glob("*.h")), *sorted(RAW.glob("*.h"))]:
         key.update(file.read_bytes())
     program = cache / f"{source.stem}-{key.hexdigest()[:16]}"
     if program.exists():

@@ -66,7 +66,7 @@ def stale_namespaces(listing: str) -> list[str]:
     return [match.group(0) for match in NAMESPACE.finditer(listing) if not _alive(int(match.group(1)))]
 
 
-def _namespaces() -> Link:
+def _namespaces(mtu: int | None) -> Link:
     for name in stale_namespaces(_ip("netns", "list")):
         _ip("netns", "del", name)
     a = Host("10.77.0.1", f"qosb-{os.getpid()}-a")
@@ -77,9 +77,9 @@ def _namespaces() -> Link:
         str(b.namespace))  # fmt: skip
     for host in (a, b):
         _ip("-n", str(host.namespace), "addr", "add", f"{host.address}/24", "dev", DEVICE)
-        _ip("-n", str(host.namespace), "link", "set", DEVICE, "up")
+        _ip("-n", str(host.namespace), "link", "set", DEVICE, "up", *(("mtu", str(mtu)) if mtu else ()))
         _ip("-n", str(host.namespace), "link", "set", "lo", "up")
-    return Link(a, b, "namespaces joined by veth")
+    return Link(a, b, f"namespaces joined by veth, MTU {mtu or 1500}")
 
 
 def _remove_namespaces() -> None:
@@ -89,13 +89,16 @@ def _remove_namespaces() -> None:
 
 
 @contextlib.contextmanager
-def link() -> Iterator[Link]:
-    """Set two hosts up, and take them down again; says on stderr why it must be loopback, if it must."""
+def link(mtu: int | None = None) -> Iterator[Link]:
+    """Set two hosts up, and take them down again; says on stderr why it must be loopback, if it must.
+
+    ``mtu``: of the veth pair, in bytes (None: Ethernet's 1500).
+    """
     reason = "not root"
     try:
         if os.geteuid() == 0:
             try:
-                made = _namespaces()
+                made = _namespaces(mtu)
             except (RunError, OSError) as error:
                 reason = str(error)
             else:
@@ -106,6 +109,16 @@ def link() -> Iterator[Link]:
     finally:
         if os.geteuid() == 0:
             _remove_namespaces()
+
+
+def udp_errors(host: Host) -> int:
+    """Return how many datagrams the kernel of ``host`` has received and dropped so far (0: on loopback, where others
+    count too)."""
+    if host.namespace is None:
+        return 0
+    snmp = subprocess.run(host.command(["cat", "/proc/net/snmp"]), check=True, capture_output=True, text=True).stdout
+    names, values = (line.split()[1:] for line in snmp.splitlines() if line.startswith("Udp:"))
+    return int(dict(zip(names, values, strict=True))["InErrors"])
 
 
 def free_udp_port(address: str) -> int:

@@ -144,16 +144,20 @@ def compared(bench: str, comparison: Comparison, metric: Metric, rounds: Sequenc
     values = [metric.compare(round_.records["project"], round_.records["baseline"]) for round_ in rounds]
     base = [figure(round_.records["baseline"], metric.key) for round_ in rounds]
     again = [figure(round_.records["null"], metric.key) for round_ in rounds]
-    nulls = [_ratio(second, first, metric.key) for first, second in zip(base, again, strict=True)]
+    # A count that may be 0 has no ratio; then there is nothing to repeat either.
+    own = metric.how == "project"
+    nulls = None
+    if not (own and 0.0 in base):
+        nulls = [_ratio(second, first, metric.key) for first, second in zip(base, again, strict=True)]
     return {
         # A figure that is not relative to the baseline stands whether or not the baseline repeats itself.
-        **_judged(bench, metric, values, None if metric.how == "project" else nulls),
+        **_judged(bench, metric, values, None if own else nulls),
         "baseline": comparison.baseline,
         **comparison.labels,
         "base": rounded(median(base + again)),
         "base_unit": metric.base_unit,
-        "null": rounded(median(nulls)),
-        "null_ok": null_holds(nulls),
+        "null": rounded(median(nulls)) if nulls else None,
+        "null_ok": null_holds(nulls) if nulls else None,
         "pairs": len(values),
     }
 

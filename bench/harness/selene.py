@@ -7,6 +7,7 @@ What a bench knows of SELENE's command lines is here and nowhere else.
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.build import ROOT, compile_program
-from harness.link import Host, Link, free_udp_port
+from harness.link import Host, Link, free_udp_port, udp_errors
 from harness.procs import Process, Record, RunError, cpu_time_ns, descendants, place
 
 SELENED = ROOT / "bin" / "selened"
@@ -23,6 +24,7 @@ CLIENT_HEADERS = ROOT / "tools" / "selened" / "client"
 BENCH_SOURCE = ROOT / "bench" / "selene-pingpong.c"
 NAMESPACE_PORT = 7471
 READY_TIMEOUT_S = 10.0
+LATE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,12 @@ def selene_local() -> Iterator[Daemon]:
         yield daemon
 
 
-def library() -> Path:
-    """Return the folder of the built libselene.so (``QOS_SELENE_LIB`` names another); raises RunError."""
+def library(name: str = "libselene.so") -> Path:
+    """Return the folder of the built library ``name`` (``QOS_SELENE_LIB`` names another); raises RunError."""
     given = os.environ.get("QOS_SELENE_LIB")
-    found = [Path(given)] if given else sorted(path.parent for path in (ROOT / "build").glob("**/libselene.so"))
-    if not found or not (found[0] / "libselene.so").exists():
-        raise RunError("libselene.so is not built: run `make setup`, or name its folder in QOS_SELENE_LIB")
+    found = [Path(given)] if given else sorted(path.parent for path in (ROOT / "build").glob(f"**/{name}"))
+    if not found or not (found[0] / name).exists():
+        raise RunError(f"{name} is not built: run `make setup`, or name its folder in QOS_SELENE_LIB")
     return found[0]
 
 
@@ -162,21 +164,98 @@ def pingpong_command(
     role: str, *, size: int, mode: str, relayed: bool = False, count: int | None = None, warmup: int | None = None
 ) -> list[str]:
     """Return the command of one side (``role``: ``server`` or ``client``); ``mode`` is ``blocking`` or ``spin``."""
-    command = [str(selene_bench()), f"pingpong-{role}", "--size", str(size), "--mode", mode]
+    command = [str(selene_bench()), f"pingpong-{role}", "--size", str(size), "--spin", str(int(mode == "spin"))]
     if count is not None:
         command += ["--count", str(count)]
     if warmup is not None:
         command += ["--warmup", str(warmup)]
-    return [*command, "--relayed"] if relayed else command
+    return [*command, "--relayed", "1"] if relayed else command
 
 
-def flood_command(role: str, *, size: int, count: int, burst: int) -> list[str]:
-    """Return the command of one side (``role``: ``source`` or ``sink``) of a one-way flood.
+@dataclass(frozen=True)
+class Flood:
+    """A one-way flood: ``count`` messages of ``size`` bytes, ``burst`` per call, ``rate`` a second (None: full speed).
 
-    The sink prints ready, then, having received ``count`` messages or the source's end, a record with ``count``,
-    ``lost`` and ``rate_per_s``.
+    Reliable (waits for credit and slow sinks) unless ``best_effort``.
     """
-    return [str(selene_bench()), f"flood-{role}", "--size", str(size), "--count", str(count), "--burst", str(burst)]
+
+    size: int
+    count: int
+    burst: int = 1
+    rate: int | None = None
+    spin: bool = False
+    relayed: bool = False
+    best_effort: bool = False
+    coalesce: bool = True
+
+    def command(self, role: str, sinks: int = 1) -> list[str]:
+        """Return the command of ``role`` (``source`` or ``sink``); a source waits for ``sinks`` before it starts."""
+        numbers = {"size": self.size, "count": self.count, "burst": self.burst, "spin": int(self.spin),
+                   "relayed": int(self.relayed), "best-effort": int(self.best_effort), "coalesce": int(self.coalesce),
+                   "sinks": sinks} | ({"rate": self.rate} if self.rate else {})  # fmt: skip
+        return [str(selene_bench()), f"flood-{role}", *(f for n, v in numbers.items() for f in (f"--{n}", str(v)))]
+
+
+def run_flood(
+    flood: Flood,
+    source: Daemon,
+    target: Daemon,
+    *,
+    source_cpus: Collection[int],
+    sink_cpus: Collection[int],
+    sinks: int = 1,
+    stopped: int = 0,
+) -> Record:
+    """Let one process send to ``sinks`` others, and to ``stopped`` more that SIGSTOP holds; return what came of it.
+
+    ``rate_per_s`` and ``goodput_bits_per_s`` are the mean of the sinks that run. ``lost`` is what they did not
+    get, or got twice; of that the source counted ``dropped`` and the kernel ``kernel_lost``. A reliable sink that lost
+    something has a rate of 0. ``send_cpu_ns`` is the CPU time per message
+    of the source and of the datapath processes. Raises RunError.
+    """
+    daemons = [source] if source is target else [source, target]
+    errors = sum(udp_errors(daemon.host) for daemon in daemons)
+    with contextlib.ExitStack() as stack:
+
+        def start(role: str, at: Daemon, cpus: Collection[int], wanted: int = 1) -> Process:
+            command = at.host.command(flood.command(role, wanted))
+            return stack.enter_context(Process(command, cpus=cpus, environment=at.environment))
+
+        receivers = [start("sink", target, sink_cpus) for _ in range(sinks + stopped)]
+        for receiver in receivers:
+            receiver.wait_ready()
+        for receiver in receivers[sinks:]:
+            os.kill(receiver.pid, signal.SIGSTOP)
+        before = sum(daemon.datapath_cpu_ns() for daemon in daemons)
+        sender = start("source", source, source_cpus, sinks + stopped if source is target else 1)
+        sent = sender.result()
+        deadline = time.monotonic() + (0 if flood.best_effort else LATE_S)
+        records = []
+        for receiver in receivers[:sinks]:
+            while receiver.running() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            if receiver.running():
+                os.kill(receiver.pid, signal.SIGTERM)
+            records.append(receiver.result())
+        carried = sum(daemon.datapath_cpu_ns() for daemon in daemons) - before
+        for receiver in receivers[sinks:]:
+            os.kill(receiver.pid, signal.SIGKILL)
+    kernel = sum(udp_errors(daemon.host) for daemon in daemons) - errors
+    lost = sum(max(record["lost"], sent["count"] - record["count"]) + record["duplicated"] for record in records)
+    means = {key: sum(record[key] for record in records) / sinks
+             for key in ("rate_per_s", "goodput_bits_per_s", "latency_p50_ns", "cpu_ns")}  # fmt: skip
+    return {
+        "kind": "flood",
+        "count": sent["count"],
+        "lost": lost,
+        "dropped": sent["dropped"],
+        "kernel_lost": kernel,
+        **means,
+        "sent_per_s": sent["rate_per_s"],
+        "source_cpu_ns": sent["cpu_ns"],
+        "daemon_cpu_ns": carried / sent["count"],
+        "send_cpu_ns": sent["cpu_ns"] + carried / sent["count"],
+    }
 
 
 def waiting_cpu(server: list[str], daemons: Collection[Daemon], *, cpus: Collection[int], seconds: float) -> Record:

@@ -43,6 +43,23 @@ static inline uint64_t raw_now_ns(void)
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
+static inline uint64_t raw_realtime_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/* Sleeps until message `i` of so many per second is due; 0: at once. */
+static inline void raw_pace(uint64_t start_ns, uint64_t i, uint64_t rate_per_s)
+{
+    if (rate_per_s == 0)
+        return;
+    uint64_t due = start_ns + i * 1000000000u / rate_per_s;
+    const struct timespec at = {(time_t)(due / 1000000000u), (long)(due % 1000000000u)};
+    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL);
+}
+
 /* User and system time of this process so far. */
 static inline uint64_t raw_cpu_ns(void)
 {
@@ -82,6 +99,25 @@ static inline uint64_t raw_parse(const char *text, uint64_t min, uint64_t max)
         exit(2);
     }
     return value;
+}
+
+/* A number on the command line, `--name value`. */
+struct raw_option {
+    const char *name;
+    uint64_t *value, min, max;
+};
+
+/* Parses argv[first] and what follows; the table ends with a NULL name. */
+static inline void raw_options(int argc, char **argv, int first, const struct raw_option *known, const char *usage)
+{
+    for (int i = first; i < argc; i += 2) {
+        const struct raw_option *o = known;
+        while (o->name && strcmp(argv[i], o->name) != 0)
+            o++;
+        if (!o->name || i + 1 == argc)
+            raw_usage(usage);
+        *o->value = raw_parse(argv[i + 1], o->min, o->max);
+    }
 }
 
 static inline int raw_compare_u64(const void *left, const void *right)

@@ -400,10 +400,12 @@ def test_a_pair_of_daemons_knows_each_other_and_is_gone_afterwards(
 @pytest.mark.needs_gcc
 @pytest.mark.timeout(WATCHDOG_S)
 @pytest.mark.parametrize(
-    ("name", "row"), [("selene-latency", "direct-yield-1cpu"), ("lunar-local", "blocking-1cpu-64B")]
-)
-def test_bench_end_to_end_with_the_baseline_on_both_sides(name: str, row: str, tmp_path: Path) -> None:
-    program = build.raw({"selene-latency": "udp-pingpong", "lunar-local": "eventfd-pingpong"}[name])
+    ("name", "row", "baseline"),
+    [("selene-latency", "direct-yield-1cpu", "udp-pingpong"), ("lunar-local", "blocking-1cpu-64B", "eventfd-pingpong"),
+     ("selene-throughput", "gso-1024B", "udp-flood")],
+)  # fmt: skip
+def test_bench_end_to_end_with_the_baseline_on_both_sides(name: str, row: str, baseline: str, tmp_path: Path) -> None:
+    program = build.raw(baseline)
     command = [sys.executable, str(BENCH / name), "--quick", "--runs", "2", "--only", row, "--out", str(tmp_path)]
     done = subprocess.run([*command, "--project-cmd", str(program)], capture_output=True, text=True, timeout=WATCHDOG_S)
     assert done.returncode == 0, done.stderr

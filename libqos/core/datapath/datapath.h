@@ -70,8 +70,11 @@ int qos_udp_open(struct qos_datapath **dp, int fd);
 /* Send to one peer and receive from it alone (NULL: again from anybody): the kernel then need not look up the route of each datagram.
  * 0 or a negative errno. */
 int qos_udp_pair(struct qos_datapath *dp, const struct qos_address *peer);
+/* Whether the kernel may put datagrams of a UDP socket together. Off only while none waits, else -EAGAIN and it stays on: what has been put
+ * together would be received without the size of its parts, and all but the first be lost. */
+int qos_udp_gro(int fd, int on);
 /* Whether rx may return several datagrams of one sender as one packet (on after open). Good in a flood; a single datagram costs more,
- * since its size must be asked for. 0 or a negative errno. */
+ * since its size must be asked for. 0 or a negative errno: that of qos_udp_gro. */
 int qos_udp_coalesce(struct qos_datapath *dp, int on);
 /* Largest UDP payload towards an address that leaves in one piece (path MTU as the kernel knows it), or a negative errno. */
 int qos_udp_path_payload(const struct qos_address *to);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -327,13 +328,24 @@ int qos_udp_pair(struct qos_datapath *dp, const struct qos_address *peer)
     return 0;
 }
 
+int qos_udp_gro(int fd, int on)
+{
+    if (setsockopt(fd, SOL_UDP, UDP_GRO, &on, sizeof on) < 0)
+        return -errno;
+    struct pollfd waiting = {fd, POLLIN, 0};
+    if (on || poll(&waiting, 1, 0) == 0)
+        return 0;
+    on = 1;
+    return setsockopt(fd, SOL_UDP, UDP_GRO, &on, sizeof on) < 0 ? -errno : -EAGAIN;
+}
+
 int qos_udp_coalesce(struct qos_datapath *dp, int on)
 {
     struct udp *udp = (struct udp *)dp;
-    if (setsockopt(udp->fd, SOL_UDP, UDP_GRO, &on, sizeof on) < 0)
-        return -errno;
-    udp->coalescing = on;
-    return 0;
+    int rc = qos_udp_gro(udp->fd, on);
+    if (rc == 0)
+        udp->coalescing = on;
+    return rc;
 }
 
 int qos_udp_path_payload(const struct qos_address *to)

@@ -279,6 +279,25 @@ static void test_segments_are_datagrams_of_their_own(void)
     close_link(&l);
 }
 
+/* What the kernel has put together before must not be received without the size of its parts. */
+static void test_coalescing_is_not_switched_off_before_what_waits(void)
+{
+    struct link l = open_link();
+    if (!(l.b.dp->capabilities & QOS_CAP_COALESCED_RX)) {
+        CHECK_SKIP("gro", "the kernel has no UDP_GRO (before 5.0)");
+    } else if (send_train(&l, 2)) {
+        struct qos_packet p = receive_one(&l.b);
+        CHECK_EQ(qos_udp_coalesce(l.b.dp, 0), -EAGAIN);
+        p = receive_one(&l.b);
+        check_train(&p);
+        CHECK_EQ(qos_udp_coalesce(l.b.dp, 0), 0);
+        CHECK_EQ(send_train(&l, 1), 1);
+        p = receive_one(&l.b);
+        CHECK_EQ(p.length, SEGMENT);
+    }
+    close_link(&l);
+}
+
 static void test_one_segment_is_a_plain_datagram(void)
 {
     struct link l = open_link();
@@ -488,6 +507,7 @@ int main(void)
     CHECK_RUN(test_segments_are_sent_and_received_as_one_packet);
     CHECK_RUN(test_trains_of_segments_go_in_bursts);
     CHECK_RUN(test_segments_are_datagrams_of_their_own);
+    CHECK_RUN(test_coalescing_is_not_switched_off_before_what_waits);
     CHECK_RUN(test_one_segment_is_a_plain_datagram);
     CHECK_RUN(test_a_datagram_too_long_is_an_error_of_its_own);
     CHECK_RUN(test_an_error_in_a_burst_stops_nothing);

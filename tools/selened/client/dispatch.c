@@ -44,21 +44,14 @@ static int run(struct selene_session *s, struct selene_sink *sink, uint64_t gene
     return n;
 }
 
-/* One pass over all callback sinks; the dispatch lock, held, keeps them from being closed by other threads. */
+/* One pass over what is queued at the callback sinks; the dispatch lock, held, keeps them from being closed by other threads. */
 static int pass(struct selene_session *s)
 {
     int n = 0;
-    bool remote = false;
     pthread_mutex_lock(&s->lock);
     uint64_t generation = s->sinks_generation;
     struct selene_sink *sink = s->sinks;
     pthread_mutex_unlock(&s->lock);
-    for (struct selene_sink *x = sink; x; x = x->next)
-        remote = remote || (x->callback && qos_load_relaxed(&x->remotes));
-    if (remote && selene_receiver_enter(s, NULL)) {
-        (void)selene_receive(s, 0);
-        selene_receiver_leave(s);
-    }
     for (; sink && s->sinks_generation == generation; sink = sink->next) {
         if (sink->callback)
             n += run(s, sink, generation);
@@ -68,17 +61,41 @@ static int pass(struct selene_session *s)
     return n;
 }
 
-static bool ready(struct selene_session *s)
+/* What the callback sinks wait for. */
+struct wanted {
+    bool any;    /* of them has something */
+    bool remote; /* sources */
+    bool local;
+    bool spin;
+};
+
+static struct wanted look_round(struct selene_session *s)
 {
-    bool any = false;
+    struct wanted w = {false, false, false, false};
     pthread_mutex_lock(&s->lock);
-    for (struct selene_sink *x = s->sinks; x && !any; x = x->next)
-        any = x->callback && selene_sink_ready(x);
+    for (struct selene_sink *x = s->sinks; x; x = x->next) {
+        if (!x->callback)
+            continue;
+        w.any = w.any || selene_sink_ready(x);
+        w.remote = w.remote || qos_load_relaxed(&x->remotes) > 0;
+        w.local = w.local || x->edge_count > 0;
+        w.spin = w.spin || x->spin;
+    }
     pthread_mutex_unlock(&s->lock);
-    return any;
+    return w;
 }
 
-static void wait_for_any(struct selene_session *s, uint64_t timeout_ns)
+/* Only datagrams can come: then the receive call is the wait, one system call where poll and recv are two. The caller is the receiver. */
+static void wait_as_receiver(struct selene_session *s, uint64_t timeout_ns)
+{
+    qos_store_relaxed(&s->dispatch_sleeping, DISPATCH_RECEIVES);
+    qos_fence_seq_cst(); /* pairs with those of selene_sink_wake and selene_dispatch_nudge */
+    if (!look_round(s).any && !qos_load_relaxed(&s->closers) && !qos_load_relaxed(&s->stop))
+        (void)selene_receive(s, timeout_ns);
+    qos_store_relaxed(&s->dispatch_sleeping, 0);
+}
+
+static void wait_on_fds(struct selene_session *s, uint64_t timeout_ns)
 {
     struct memory *m = s->memory;
     struct pollfd p[3] = {
@@ -87,7 +104,7 @@ static void wait_for_any(struct selene_session *s, uint64_t timeout_ns)
         p[2].fd = m->doorbell;
         __atomic_store_n(&m->page->waiting, SELENE_WAIT_FD, __ATOMIC_RELAXED);
     }
-    qos_store_relaxed(&s->dispatch_sleeping, 1);
+    qos_store_relaxed(&s->dispatch_sleeping, DISPATCH_POLLS);
     pthread_mutex_lock(&s->lock);
     for (struct selene_sink *x = s->sinks; x; x = x->next)
         if (x->callback)
@@ -95,7 +112,7 @@ static void wait_for_any(struct selene_session *s, uint64_t timeout_ns)
     pthread_mutex_unlock(&s->lock);
     qos_fence_seq_cst(); /* pairs with the fences of producers, receiver and datapath process */
     struct timespec ts = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
-    if (!ready(s) && ppoll(p, 3, &ts, NULL) > 0) {
+    if (!look_round(s).any && ppoll(p, 3, &ts, NULL) > 0) {
         uint64_t drop;
         char bell[64];
         if (p[0].revents && read(s->callback_fd, &drop, sizeof drop) < 0)
@@ -106,17 +123,39 @@ static void wait_for_any(struct selene_session *s, uint64_t timeout_ns)
     qos_store_relaxed(&s->dispatch_sleeping, 0);
 }
 
+static void wait_for_any(struct selene_session *s, uint64_t timeout_ns)
+{
+    struct wanted w = look_round(s);
+    bool sleep = timeout_ns > 0 && !w.spin;
+    if (sleep && w.remote && !w.local && s->memory->udp && !qos_load_relaxed(&s->ring_used) &&
+        selene_receiver_enter(s, NULL)) {
+        wait_as_receiver(s, timeout_ns);
+        selene_receiver_leave(s);
+        return;
+    }
+    if (sleep)
+        wait_on_fds(s, timeout_ns);
+    int kept = 0;
+    if (w.remote && selene_receiver_enter(s, NULL)) {
+        kept = selene_receive(s, 0);
+        selene_receiver_leave(s);
+    }
+    if (w.spin && kept == 0)
+        qos_spin_step(&s->dispatch_spinner);
+}
+
 /* With the dispatch lock: until something was handled, the time is over, somebody else wants the lock, or the session ends. */
 static int dispatch(struct selene_session *s, uint64_t timeout_ns)
 {
     uint64_t begin = qos_clock_monotonic_ns(), passed = 0;
-    for (;;) {
+    qos_spin_start(&s->dispatch_spinner);
+    for (bool last = false;; last = passed >= timeout_ns) {
         int n = pass(s);
-        if (n > 0 || passed >= timeout_ns || qos_load_acquire(&s->closers) || qos_load_acquire(&s->stop))
+        if (n > 0 || last || qos_load_acquire(&s->closers) || qos_load_acquire(&s->stop))
             return n;
         if (qos_load_acquire(&s->open_batches))
             (void)selene_flush_session(s, 0);
-        uint64_t left = timeout_ns - passed;
+        uint64_t left = timeout_ns > passed ? timeout_ns - passed : 0;
         wait_for_any(s, left < SLICE_SLEEP_NS ? left : SLICE_SLEEP_NS);
         passed = qos_clock_monotonic_ns() - begin;
     }
@@ -129,12 +168,20 @@ static void give_way(void)
     nanosleep(&ts, NULL);
 }
 
-static void announce(struct selene_session *s, _Atomic uint32_t *who)
+void selene_dispatch_nudge(struct selene_session *s)
 {
-    qos_add_acq_rel(who, 1);
     uint64_t one = 1;
     ssize_t ignored = write(s->callback_fd, &one, sizeof one);
     (void)ignored;
+    qos_fence_seq_cst(); /* pairs with the fence in wait_as_receiver: either it sees why it is to wake, or we see that it sleeps */
+    if (qos_load_relaxed(&s->dispatch_sleeping) == DISPATCH_RECEIVES)
+        selene_receiver_nudge(s);
+}
+
+static void announce(struct selene_session *s, _Atomic uint32_t *who)
+{
+    qos_add_acq_rel(who, 1);
+    selene_dispatch_nudge(s);
 }
 
 void selene_dispatch_enter(struct selene_session *s)
@@ -188,6 +235,7 @@ int selene_dispatch_start(struct selene_session *s)
     int rc = 0;
     pthread_mutex_lock(&s->lock);
     if (!s->dispatching) {
+        s->dispatch_spinner = qos_spin_new(qos_wait_processors());
         rc = -pthread_create(&s->dispatcher, NULL, dispatcher, s);
         s->dispatching = rc == 0;
     }
@@ -197,9 +245,7 @@ int selene_dispatch_start(struct selene_session *s)
 
 void selene_dispatch_stop(struct selene_session *s)
 {
-    uint64_t one = 1;
-    ssize_t ignored = write(s->callback_fd, &one, sizeof one);
-    (void)ignored;
+    selene_dispatch_nudge(s);
     if (s->dispatching)
         pthread_join(s->dispatcher, NULL);
     s->dispatching = false;

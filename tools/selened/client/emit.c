@@ -4,7 +4,6 @@
  */
 #include <endian.h>
 #include <errno.h>
-#include <limits.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -164,7 +163,7 @@ static void publish(struct selene_source *source)
     if (bell) {
         _Atomic uint32_t *word = (_Atomic uint32_t *)(void *)source->memory->tx_base;
         qos_add_acq_rel(word, 1);
-        qos_futex_wake(word, INT_MAX);
+        qos_futex_wake(word, 1); /* who wakes the others */
     }
 }
 

@@ -239,6 +239,7 @@ struct selene_source {
 };
 
 /* How a sink's thread sleeps, so that others know how to wake it. */
+enum dispatch_sleeping { DISPATCH_POLLS = 1, DISPATCH_RECEIVES = 2 };
 enum sleeping { AWAKE = 0, SLEEP_TURN = 1, SLEEP_FD = 2, SLEEP_BELL = 3, SLEEP_RECEIVER = 4, SLEEP_LINK = 5 };
 
 struct selene_sink {
@@ -316,9 +317,11 @@ struct selene_session {
     uint32_t orphan_count;
     struct selene_source *closing; /* closed by the application; their sinks still hold buffers */
     uint64_t indices[SELENE_MAX_ENDPOINTS / 64];
-    int callback_fd;               /* eventfd of all callback sinks */
-    pthread_mutex_t dispatch_lock; /* recursive: one thread at a time runs callbacks */
-    _Atomic uint32_t dispatch_sleeping, pollers, closers;
+    int callback_fd;                    /* eventfd of all callback sinks */
+    pthread_mutex_t dispatch_lock;      /* recursive: one thread at a time runs callbacks */
+    _Atomic uint32_t dispatch_sleeping; /* enum dispatch_sleeping */
+    _Atomic uint32_t pollers, closers;
+    struct qos_spin dispatch_spinner; /* of who has the lock */
     uint64_t sinks_generation;
     uint64_t retry_ns, backoff_ns;
     _Atomic uint32_t consumed; /* counts consume calls: who answers messages one by one is not a flood, however fast */
@@ -465,6 +468,8 @@ int selene_dispatch_start(struct selene_session *s);
 void selene_dispatch_enter(struct selene_session *s);
 void selene_dispatch_leave(struct selene_session *s);
 void selene_dispatch_stop(struct selene_session *s);
+/* Make whoever runs callbacks look round. */
+void selene_dispatch_nudge(struct selene_session *s);
 
 /* sequence.c */
 enum sequence_verdict { SEQUENCE_NEW, SEQUENCE_LATE, SEQUENCE_DUPLICATE };

@@ -271,11 +271,12 @@ static bool stage(struct selene_session *s, struct qos_packet *p)
     return true;
 }
 
-/* Let the kernel put datagrams together in a flood, and not for single ones: 64 receptions at more than 250,000 a second switch it on, at
- * fewer than 20,000 off. */
-static void adapt(struct selene_session *s, struct qos_datapath *udp)
+/* Let the kernel put datagrams together in a flood, and not for single ones: 64 receptions of single ones in a row, at more than 250,000
+ * a second, switch it on, at fewer than 20,000 off. */
+static void adapt(struct selene_session *s, struct qos_datapath *udp, bool together)
 {
-    if (++s->receptions < ADAPT_EVERY || !(udp->capabilities & QOS_CAP_COALESCED_RX))
+    s->receptions = together ? 0 : s->receptions + 1;
+    if (s->receptions < ADAPT_EVERY || !(udp->capabilities & QOS_CAP_COALESCED_RX))
         return;
     uint64_t now = qos_clock_stamp_ns(), passed = now - s->receptions_ns;
     s->receptions = 0;
@@ -300,7 +301,7 @@ static int receive_socket(struct selene_session *s, uint64_t timeout_ns)
     if (n != 1)
         return 0;
     stamp_arrival(s);
-    adapt(s, udp);
+    adapt(s, udp, p.segment != 0);
     return take_packet(s, &p);
 }
 

@@ -176,7 +176,8 @@ void selene_sink_notify(struct selene_sink *sink)
     /* pairs with the fence in sleep.c: either it sees what we queued, or we see that it sleeps */
     qos_fence_seq_cst();
     if (sink->callback) {
-        if (qos_load_relaxed(&sink->session->dispatch_sleeping))
+        /* in the receive call it is itself who queues */
+        if (qos_load_relaxed(&sink->session->dispatch_sleeping) == DISPATCH_POLLS)
             signal_fd(sink->event_fd);
         return;
     }
@@ -191,7 +192,11 @@ void selene_sink_notify(struct selene_sink *sink)
 
 void selene_sink_wake(struct selene_sink *sink)
 {
-    if (sink->callback || sink->poll_fd >= 0)
+    if (sink->callback) {
+        selene_dispatch_nudge(sink->session);
+        return;
+    }
+    if (sink->poll_fd >= 0)
         signal_fd(sink->event_fd);
     selene_sink_notify(sink);
     uint32_t how = qos_load_relaxed(&sink->sleeping);

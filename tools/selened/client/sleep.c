@@ -9,6 +9,7 @@
  * Each sleep is preceded by a fence and a look, and each waker looks after a fence: one of the two sees the other. But for the
  * first, nobody sleeps longer than 100 ms at a time.
  */
+#include <limits.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -30,8 +31,10 @@ static void sleep_on_bell(struct selene_sink *sink, uint64_t timeout_ns)
     qos_store_relaxed(&sink->sleeping, SLEEP_BELL);
     selene_edges_wait(sink, QOS_SHM_ON_BELL);
     qos_fence_seq_cst(); /* pairs with the fence in emit.c's publish */
-    if (!selene_sink_ready(sink))
-        (void)qos_futex_wait(bell, before, timeout_ns);
+    /* The source pays for one wake-up, however many sinks it has. If this one is killed just here, the others find the message when
+     * their sleep is over. */
+    if (!selene_sink_ready(sink) && qos_futex_wait(bell, before, timeout_ns) == 0)
+        (void)qos_futex_wake(bell, INT_MAX);
     selene_edges_wait(sink, QOS_SHM_AWAKE);
     qos_store_relaxed(&sink->sleeping, AWAKE);
 }

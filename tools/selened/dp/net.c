@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "datapath/datapath.h"
 
 #ifndef UDP_GRO
 #define UDP_GRO 104
@@ -180,7 +181,7 @@ static void prepare(struct dp_net *net, unsigned i)
 }
 
 /* Let the kernel put datagrams together in a flood, and not for single ones, whose size must then be asked for: 64
- * receptions at more than 250,000 a second switch it on, at fewer than 20,000 off. */
+ * receptions of single ones in a row, at more than 250,000 a second, switch it on, at fewer than 20,000 off. */
 static void adapt(struct dp_net *net, unsigned n)
 {
     net->receptions += n;
@@ -190,7 +191,7 @@ static void adapt(struct dp_net *net, unsigned n)
     net->receptions = 0;
     net->receptions_ns = now;
     int want = net->coalescing ? each < 50000 : each < 4000;
-    if (want != net->coalescing && setsockopt(net->fd, IPPROTO_UDP, UDP_GRO, &want, sizeof want) == 0)
+    if (want != net->coalescing && qos_udp_gro(net->fd, want) == 0)
         net->coalescing = want;
 }
 
@@ -252,7 +253,7 @@ int dp_net_receive(struct dp_net *net, struct dp_counters *totals, bool *more)
     return n;
 }
 
-void dp_net_reception(const struct dp_net *net, int index, struct dp_reception *r)
+void dp_net_reception(struct dp_net *net, int index, struct dp_reception *r)
 {
     const struct mmsghdr *m = &net->rx[index];
     *r = (struct dp_reception){.data = net->rx_iov[index].iov_base, .length = m->msg_len, .segment = m->msg_len};
@@ -261,8 +262,10 @@ void dp_net_reception(const struct dp_net *net, int index, struct dp_reception *
         if (c->cmsg_level == IPPROTO_UDP && c->cmsg_type == UDP_GRO) {
             int segment;
             memcpy(&segment, CMSG_DATA(c), sizeof segment);
-            if (segment > 0 && (uint32_t)segment < m->msg_len)
+            if (segment > 0 && (uint32_t)segment < m->msg_len) {
                 r->segment = (uint32_t)segment;
+                net->receptions = 0; /* it pays */
+            }
         }
     const struct sockaddr_in6 *name = &net->rx_name[index];
     if (name->sin6_family == AF_INET6) {

@@ -78,6 +78,6 @@ void dp_net_flush(struct dp_net *net, struct dp_counters *totals);
 
 /* Receive without waiting: how many receptions, 0 if none. `*more`: it filled all places, so ask again before sleeping. */
 int dp_net_receive(struct dp_net *net, struct dp_counters *totals, bool *more);
-void dp_net_reception(const struct dp_net *net, int index, struct dp_reception *reception);
+void dp_net_reception(struct dp_net *net, int index, struct dp_reception *reception);
 
 #endif
