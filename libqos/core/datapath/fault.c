@@ -174,10 +174,10 @@ static void left(struct lane *l)
     free(h);
 }
 
-static void hold_back(struct lane *l, struct held *h, uint64_t now)
+static void hold_back(const struct fault *f, struct lane *l, struct held *h, uint64_t now)
 {
     h->to_pass = (uint8_t)(1 + below(l, DISTANCE, QOS_FAULT_OVERTAKEN));
-    h->due_ns = now + QOS_FAULT_REORDER_NS;
+    h->due_ns = now + f->settings.hold;
     h->next = NULL;
     struct held **at = &l->back;
     while (*at != NULL)
@@ -209,7 +209,7 @@ static bool admit(struct fault *f, struct lane *l, const uint8_t *data, uint32_t
             count(&f->counters->corrupted, 1);
         }
         if (back)
-            hold_back(l, h, now);
+            hold_back(f, l, h, now);
         else
             depart(f, l, h, now);
     }

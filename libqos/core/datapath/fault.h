@@ -9,7 +9,7 @@
  *
  *   loss, duplicate, corrupt   as they say; corrupt turns one bit
  *   reorder                    the datagram is overtaken by the next 1 to QOS_FAULT_OVERTAKEN that are not lost; if they do not come,
- *                              it goes on after QOS_FAULT_REORDER_NS
+ *                              it goes on after `hold`, the one decision that is the clock's
  *   delay, jitter              each datagram is under way for delay + (0 to jitter), but none overtakes another by that
  *
  * Only what is held or corrupted is copied. At most QOS_FAULT_HELD_BYTES are held for a direction: what more is sent meets a full
@@ -27,14 +27,14 @@
 #define QOS_FAULT_ONE 1000000000u /* probability 1 */
 #define QOS_FAULT_MAX_NS 60000000000u
 #define QOS_FAULT_OVERTAKEN 8u
-#define QOS_FAULT_REORDER_NS 10000000u
+#define QOS_FAULT_HOLD_NS 10000000u
 #define QOS_FAULT_HELD_BYTES (16u << 20)
 
 enum qos_fault_direction { QOS_FAULT_TX = 1, QOS_FAULT_RX = 2, QOS_FAULT_BOTH = 3 };
 
 struct qos_fault {
     uint64_t loss, duplicate, reorder, corrupt; /* probabilities per datagram, in parts of QOS_FAULT_ONE */
-    uint64_t delay, jitter;                     /* ns */
+    uint64_t delay, jitter, hold;               /* ns */
     uint64_t seed;
     uint64_t direction; /* enum qos_fault_direction */
 };
@@ -49,8 +49,8 @@ struct qos_fault_counters {
     uint64_t overflow; /* lost because too much was held */
 };
 
-/* "loss=0.01,delay=2ms,jitter=500us,reorder=0.05,duplicate=0.01,corrupt=0.001,seed=7,direction=tx"; each may be left out, direction is
- * both then, and seed 0. 0, or -EINVAL and the problem in words: what was found and what is accepted. */
+/* "loss=0.01,delay=2ms,jitter=500us,reorder=0.05,hold=10ms,duplicate=0.01,corrupt=0.001,seed=7,direction=tx"; each may be left out,
+ * direction is both then, hold QOS_FAULT_HOLD_NS, and seed 0. 0, or -EINVAL and the problem in words: what was found and what is accepted. */
 int qos_fault_parse(struct qos_fault *fault, const char *text, char *problem, size_t room);
 
 /* Put faults around a datapath, which is closed with it. Counted into `counters` (NULL: nowhere), which somebody else may read

@@ -20,6 +20,7 @@ static const struct key {
     {"corrupt", offsetof(struct qos_fault, corrupt), PROBABILITY},
     {"delay", offsetof(struct qos_fault, delay), TIME},
     {"jitter", offsetof(struct qos_fault, jitter), TIME},
+    {"hold", offsetof(struct qos_fault, hold), TIME},
     {"seed", offsetof(struct qos_fault, seed), NUMBER},
     {"direction", offsetof(struct qos_fault, direction), DIRECTION},
 };
@@ -89,7 +90,7 @@ static const struct key *find_key(const char *name, size_t length)
 int qos_fault_parse(struct qos_fault *fault, const char *text, char *problem, size_t room)
 {
     uint32_t given = 0;
-    *fault = (struct qos_fault){.direction = QOS_FAULT_BOTH};
+    *fault = (struct qos_fault){.direction = QOS_FAULT_BOTH, .hold = QOS_FAULT_HOLD_NS};
     for (const char *at = text, *end;; at = end + 1) {
         size_t length = strcspn(at, ","), name = strcspn(at, "=,");
         end = at + length;
@@ -97,7 +98,8 @@ int qos_fault_parse(struct qos_fault *fault, const char *text, char *problem, si
         uint64_t value = 0;
         if (key == NULL || name == length) {
             snprintf(problem, room,
-                     "found '%.*s', accepted loss=, duplicate=, reorder=, corrupt=, delay=, jitter=, seed=, direction=",
+                     "found '%.*s', accepted loss=, duplicate=, reorder=, corrupt=, delay=, jitter=, hold=, seed=, "
+                     "direction=",
                      (int)(length < 40 ? length : 40), at);
             return -EINVAL;
         }

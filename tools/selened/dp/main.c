@@ -33,6 +33,8 @@ static const char usage[] =
     "  --lock-memory      keep memory in RAM\n"
     "  --spin-us N        look for work this long before sleeping, while it comes that fast (default 50; fifo, rr: 0)\n"
     "  --host HEX         upper half of every id on this host, as a predecessor had it (default: random)\n"
+    "  --fault SETTINGS   be a bad network on purpose: loss=0.01,delay=2ms,jitter=1ms,reorder=0.05,duplicate=0.01,\n"
+    "                     corrupt=0.001,seed=7,direction=both; each may be left out\n"
     "  --idle-exit-s N    end after so long without controller and sessions (default 10)\n"
     "  --version, --help\n";
 
@@ -53,6 +55,7 @@ enum {
     OPTION_CPU,
     OPTION_LOCK,
     OPTION_SPIN,
+    OPTION_FAULT,
     OPTION_IDLE,
     OPTION_HOST,
     OPTION_VERSION,
@@ -60,12 +63,19 @@ enum {
 };
 
 static const struct option long_options[] = {
-    {"socket", required_argument, NULL, OPTION_SOCKET}, {"ready-fd", required_argument, NULL, OPTION_READY},
-    {"sched", required_argument, NULL, OPTION_SCHED},   {"priority", required_argument, NULL, OPTION_PRIORITY},
-    {"cpu", required_argument, NULL, OPTION_CPU},       {"lock-memory", no_argument, NULL, OPTION_LOCK},
-    {"spin-us", required_argument, NULL, OPTION_SPIN},  {"idle-exit-s", required_argument, NULL, OPTION_IDLE},
-    {"host", required_argument, NULL, OPTION_HOST},     {"version", no_argument, NULL, OPTION_VERSION},
-    {"help", no_argument, NULL, OPTION_HELP},           {NULL, 0, NULL, 0},
+    {"socket", required_argument, NULL, OPTION_SOCKET},
+    {"ready-fd", required_argument, NULL, OPTION_READY},
+    {"sched", required_argument, NULL, OPTION_SCHED},
+    {"priority", required_argument, NULL, OPTION_PRIORITY},
+    {"cpu", required_argument, NULL, OPTION_CPU},
+    {"lock-memory", no_argument, NULL, OPTION_LOCK},
+    {"spin-us", required_argument, NULL, OPTION_SPIN},
+    {"fault", required_argument, NULL, OPTION_FAULT},
+    {"idle-exit-s", required_argument, NULL, OPTION_IDLE},
+    {"host", required_argument, NULL, OPTION_HOST},
+    {"version", no_argument, NULL, OPTION_VERSION},
+    {"help", no_argument, NULL, OPTION_HELP},
+    {NULL, 0, NULL, 0},
 };
 
 /* A number from `low` to `high`, or the end of the process. */
@@ -104,6 +114,17 @@ static int sched_class(const char *text)
     exit(2);
 }
 
+static void faults(const char *text, struct dp_settings *settings)
+{
+    char problem[SELENE_MAX_TEXT];
+    if (qos_fault_parse(&settings->fault, text, problem, sizeof problem) < 0) {
+        dp_log("error", "--fault %s: %s", text, problem);
+        exit(2);
+    }
+    settings->faulty = true;
+    dp_log("warning", "fault injection: datagrams of relayed sessions meet %s", text);
+}
+
 static void parse(int argc, char **argv, struct options *o)
 {
     *o = (struct options){
@@ -130,6 +151,9 @@ static void parse(int argc, char **argv, struct options *o)
             break;
         case OPTION_SPIN:
             o->settings.spin_us = (uint32_t)number("spin-us", optarg, 0, 1000000);
+            break;
+        case OPTION_FAULT:
+            faults(optarg, &o->settings);
             break;
         case OPTION_IDLE:
             o->idle_exit_s = (uint32_t)number("idle-exit-s", optarg, 0, 1000000);

@@ -75,7 +75,7 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         async with contextlib.AsyncExitStack() as stack:
             datapath = self._new_datapath()
-            await datapath.start(self.settings.datapath.arguments())
+            await datapath.start(self.settings.datapath_arguments())
             stack.push_async_callback(self._stop_datapath)
             self.datapath = datapath
             self._started = time.monotonic()
@@ -85,6 +85,11 @@ class Daemon:
                 "selened-dp %s (pid %d, host %08x) %s; technologies: %s", datapath.version, datapath.pid, datapath.host,
                 "adopted" if datapath.adopted else "started", ", ".join(self.core.capabilities.usable),
             )  # fmt: skip
+            if self.settings.fault.text:
+                log.warning(
+                    "fault injection: datagrams to and from other hosts meet %s; remove [fault] for a network as it is",
+                    self.settings.fault.text,
+                )
             self.core.peers = peers = Peers(self.core, tls)
             stack.push_async_callback(peers.close)
             await self._start_peers(peers)
@@ -220,7 +225,7 @@ class Daemon:
             if self._quick_failures >= _FAILURES:
                 raise DatapathError(f"selened-dp failed {_FAILURES} times, each within {_QUICK_S:g} s; see above")
             datapath = self._new_datapath()
-            await datapath.start(self.settings.datapath.arguments(), successor_of=self.datapath)
+            await datapath.start(self.settings.datapath_arguments(), successor_of=self.datapath)
             self.datapath = datapath
             self._started = time.monotonic()
             receive_bytes = await self._listen_for_data(datapath)
