@@ -101,7 +101,7 @@ static struct held *hold(struct fault *f, struct lane *l, const uint8_t *data, u
     size_t size = sizeof(struct held) + length;
     struct held *h = l->bytes + size <= QOS_FAULT_HELD_BYTES ? malloc(size) : NULL;
     if (h == NULL) {
-        count(&f->counters->overflow, 1);
+        count(&f->counters->failed, 1);
         return NULL;
     }
     *h = (struct held){.length = length, .copies = 1, .address = *address};
@@ -241,6 +241,7 @@ static void send_due(struct fault *f, uint64_t now)
             return;
         }
         count(&f->dp.stats.tx_errors, p.error != 0);
+        count(&f->counters->failed, p.error != 0);
         left(l);
     }
 }
@@ -487,7 +488,7 @@ static void send_rest(struct fault *f)
     f->tx.last_due_ns = 0;
     send_due(f, qos_clock_monotonic_ns());
     for (struct held *h = f->tx.under_way; h != NULL; h = h->next)
-        count(&f->counters->overflow, h->copies);
+        count(&f->counters->failed, h->copies);
 }
 
 static void discard(struct fault *f)

@@ -46,7 +46,7 @@ struct qos_fault_counters {
     uint64_t reordered; /* really overtaken */
     uint64_t corrupted;
     uint64_t delayed;
-    uint64_t overflow; /* lost because too much was held */
+    uint64_t failed; /* not meant: too much was held, or the network refused what was held */
 };
 
 /* "loss=0.01,delay=2ms,jitter=500us,reorder=0.05,hold=10ms,duplicate=0.01,corrupt=0.001,seed=7,direction=tx"; each may be left out,

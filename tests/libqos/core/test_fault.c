@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Faults around UDP over loopback, which itself loses and reorders nothing as long as its buffers do not overflow: what arrives
+ * Faults around UDP over loopback, which itself loses and reorders nothing as long as its buffers do not failed: what arrives
  * otherwise than it was sent is what the fault datapath says that it did.
  */
 #include "datapath/fault.h"
@@ -151,7 +151,7 @@ static void test_loss_is_counted_and_follows_from_the_seed(void)
         uint32_t n = transfer_twice("loss=0.1,seed=1", "loss=0.1,seed=2", SIDES[i], arrived, &done);
         CHECK_EQ(n + done.lost, COUNT);
         CHECK(done.lost > COUNT / 20 && done.lost < COUNT / 5);
-        CHECK_EQ(done.duplicated + done.reordered + done.corrupted + done.delayed + done.overflow, 0);
+        CHECK_EQ(done.duplicated + done.reordered + done.corrupted + done.delayed + done.failed, 0);
         for (uint32_t k = 1; k < n; k++)
             CHECK(arrived[k] > arrived[k - 1]);
     }
@@ -266,7 +266,7 @@ static void test_everything_at_once_adds_up(void)
             n++;
         CHECK_EQ(n + done_of(w).lost, COUNT + done_of(w).duplicated);
         CHECK(done_of(w).delayed > 0 && done_of(w).corrupted > 0 && done_of(w).reordered > 0);
-        CHECK_EQ(done_of(w).overflow, 0);
+        CHECK_EQ(done_of(w).failed, 0);
         close_way(w);
     }
 }
@@ -376,16 +376,16 @@ static void test_what_is_held_is_bounded(void)
         n++;
     CHECK_EQ(rc, -EAGAIN);
     CHECK(n > 200 && n * sizeof data < QOS_FAULT_HELD_BYTES);
-    CHECK_EQ(done_of(w).overflow, 0);
+    CHECK_EQ(done_of(w).failed, 0);
     close_way(w);
     w = open_way("delay=60s", QOS_FAULT_RX);
     struct qos_packet p;
     for (uint64_t k = 0; k < n + 10; k++) {
         CHECK_EQ(send_bytes(w, data, sizeof data), 1);
-        while (take(w, &p, 0) == 0 && done_of(w).delayed + done_of(w).overflow + w->to.dp->stats.rx_overflow <= k)
+        while (take(w, &p, 0) == 0 && done_of(w).delayed + done_of(w).failed + w->to.dp->stats.rx_overflow <= k)
             continue;
     }
-    CHECK(done_of(w).overflow > 0);
+    CHECK(done_of(w).failed > 0);
     close_way(w);
 }
 

@@ -328,7 +328,7 @@ struct selene_fault_counters {
     uint64_t reordered;
     uint64_t corrupted;
     uint64_t delayed;
-    uint64_t overflow;
+    uint64_t failed;
 };
 
 struct selene_stats {
