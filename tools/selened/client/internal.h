@@ -98,6 +98,7 @@ struct edge_out {
 struct sequence {
     uint64_t expected; /* next sequence number */
     uint64_t seen;     /* bit i: expected - 1 - i arrived */
+    uint64_t before;   /* what was expected when the newest leap came; 0: none */
     bool started;
 };
 
