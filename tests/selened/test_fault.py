@@ -30,7 +30,9 @@ def hosts(make_daemon: Callable[..., Any], until: Any) -> Callable[..., tuple[An
         ports = free_port(), free_port()
         made = [
             make_daemon(name, f'{table}\n[[peers]]\naddress = "127.0.0.1"\nport = {other}\n', port=own).start()
-            for name, table, own, other in zip(("left", "right"), (sending, receiving), ports, reversed(ports), strict=True)
+            for name, table, own, other in zip(
+                ("left", "right"), (sending, receiving), ports, reversed(ports), strict=True
+            )
         ]
         for daemon in made:
             until(lambda daemon=daemon: connected(daemon), "the connection of the peers")
@@ -56,6 +58,7 @@ def channel(
 
 def faults_of(daemon: Any, *, relayed: bool) -> dict[str, int]:
     """What was done to the datagrams of the only session of a host, or of its datapath process."""
+    record: dict[str, int]
     [record] = [row for row in daemon.ask("stats") if row["kind"] == "fault" and ("session" in row) != relayed]
     return record
 
@@ -102,25 +105,26 @@ def test_a_sink_counts_what_was_done_to_its_datagrams(hosts: Any, until: Any, si
     assert all(content == payload(number) for number, content in received), "every message is whole, and itself"
 
 
+def arrivals(pair: tuple[Any, Any], until: Any) -> list[int]:
+    """The sequence of the messages that arrive of COUNT."""
+    received: list[tuple[int, bytes]] = []
+    with channel(pair, until) as (source, sink):
+        source.send_many([payload(number) for number in range(COUNT)])
+
+        def all_are_there() -> bool:
+            take_all(sink, received)
+            done = faults_of(pair[0], relayed=False)
+            return sink.stats().datagrams == COUNT - done["lost"] + done["duplicated"]
+
+        until(all_are_there, "what was not lost")
+    return [number for number, _ in received]
+
+
 def test_the_same_seed_does_the_same(hosts: Any, until: Any) -> None:
-    table = '[fault]\nloss = 0.1\nduplicate = 0.1\nseed = 8\ndirection = "tx"\n'
-    arrived = []
-    pair = hosts(table)
-    for _ in range(2):
-        received: list[tuple[int, bytes]] = []
-        with channel(pair, until) as (source, sink):
-            source.send_many([payload(number) for number in range(COUNT)])
-            done = {"lost": -1, "duplicated": -1}
-
-            def all_are_there() -> bool:
-                take_all(sink, received)
-                done.update(faults_of(pair[0], relayed=False))
-                return sink.stats().datagrams == COUNT - done["lost"] + done["duplicated"]
-
-            until(all_are_there, "what was not lost")
-        arrived.append([number for number, _ in received])
-    assert arrived[0] == arrived[1]
-    assert 0 < len(arrived[0]) < COUNT
+    pair = hosts('[fault]\nloss = 0.1\nduplicate = 0.1\nseed = 8\ndirection = "tx"\n')
+    first = arrivals(pair, until)
+    assert 0 < len(first) < COUNT
+    assert arrivals(pair, until) == first
 
 
 # ---- Reliable: credit, and no retransmission ----
@@ -134,6 +138,7 @@ def test_a_reliable_source_neither_drops_nor_hangs_when_data_and_credit_are_lost
     count, size = 1000, 4000  # several windows
     received: list[tuple[int, bytes]] = []
     with channel(hosts(table, table), until, relayed=relayed, delivery="reliable") as (source, sink):
+
         def send() -> None:
             for number in range(count + 300):  # any of the latter says that the others have come or are lost
                 source.send(number.to_bytes(4, "little") * (size // 4))

@@ -113,7 +113,9 @@ class Fault:
         """As the C parts take it (libqos/core/datapath/fault.h); empty: no faults."""
         chances = [(name, getattr(self, name)) for name in ("loss", "duplicate", "reorder", "corrupt")]
         parts = [f"{name}={f'{value:.9f}'.rstrip('0').rstrip('.')}" for name, value in chances if value]
-        parts += [f"{name}={value}us" for name, value in (("delay", self.delay_us), ("jitter", self.jitter_us)) if value]
+        parts += [
+            f"{name}={value}us" for name, value in (("delay", self.delay_us), ("jitter", self.jitter_us)) if value
+        ]
         rest = [f"hold={self.hold_us}us", f"seed={self.seed}", f"direction={self.direction}"]
         return ",".join(parts + rest) if parts else ""
 
