@@ -105,9 +105,11 @@ static int shm_rx_wait(struct qos_datapath *dp, struct qos_packet *packet, uint6
 {
     struct timespec ts = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
     struct pollfd p = {dp->ops->wait_fd(dp), POLLIN, 0};
-    if (shm_rx(dp, packet, 1) == 1)
-        return 1;
-    return ppoll(&p, 1, &ts, NULL) == 1 ? shm_rx(dp, packet, 1) : 0;
+    int n;
+    /* it may be rung for a packet that was taken already */
+    while ((n = shm_rx(dp, packet, 1)) == 0 && ppoll(&p, 1, &ts, NULL) == 1)
+        continue;
+    return n;
 }
 
 static void shm_release(struct qos_datapath *dp, uint64_t token)
