@@ -272,7 +272,12 @@ HELLO = wire.build("selene_hello", lib.SELENE_C_HELLO, 1, program=b"test")
         (HELLO + b"x", errno.EPROTO, "that says", "rubbish"),
         (wire.bare(lib.SELENE_C_HELLO, 1), errno.EPROTO, "bytes of selene_hello", "rubbish"),
         (wire.bare(lib.SELENE_C_STREAM, 1), errno.EPROTO, "accepted a greeting", "rubbish"),
-        (broken(HELLO, 4, b"\x63\x00"), errno.EPROTONOSUPPORT, "version 99, accepted 1", "other_versions"),
+        (
+            broken(HELLO, 4, b"\x63\x00"),
+            errno.EPROTONOSUPPORT,
+            f"version 99, accepted {wire.VERSION}",
+            "other_versions",
+        ),
     ],
     ids=["http", "short", "noise", "cut", "long", "bare", "early", "version"],
 )

@@ -28,6 +28,7 @@
 #endif
 #define BURST 64
 #define DEFAULT_MTU 1500
+#define PLAIN_RUN 64u /* receptions without a look at what the kernel has lost */
 
 struct udp {
     struct qos_datapath dp;
@@ -35,6 +36,7 @@ struct udp {
     int family;
     uint64_t timeout_ns; /* what SO_RCVTIMEO is set to */
     uint32_t overflow;   /* last SO_RXQ_OVFL seen */
+    uint32_t plain;      /* receptions since */
     _Atomic bool paired;
     bool coalescing;
     struct qos_address peer; /* when paired */
@@ -180,6 +182,7 @@ static void finish_rx(struct udp *udp, struct qos_packet *p, struct msghdr *m, u
     p->length = length;
     p->segment = 0;
     p->error = 0;
+    udp->plain = 0;
     from_sockaddr(m->msg_name, &p->address);
     for (struct cmsghdr *h = m->msg_controllen ? CMSG_FIRSTHDR(m) : NULL; h; h = CMSG_NXTHDR(m, h)) {
         if (h->cmsg_level == SOL_UDP && h->cmsg_type == UDP_GRO) {
@@ -208,6 +211,7 @@ static int rx_plain(struct udp *udp, struct qos_packet *p, int flags)
     p->segment = 0;
     p->error = 0;
     p->address = udp->peer;
+    udp->plain++;
     add(&udp->dp.stats.rx_packets, 1);
     add(&udp->dp.stats.rx_bytes, (uint64_t)n);
     return 1;
@@ -215,7 +219,7 @@ static int rx_plain(struct udp *udp, struct qos_packet *p, int flags)
 
 static int rx_one(struct udp *udp, struct qos_packet *p, int flags)
 {
-    if (!udp->coalescing && qos_load_acquire(&udp->paired))
+    if (!udp->coalescing && qos_load_acquire(&udp->paired) && udp->plain < PLAIN_RUN)
         return rx_plain(udp, p, flags);
     union sockaddr_any from;
     union control c;

@@ -10,41 +10,15 @@
 #include <netinet/udp.h>
 #include <pthread.h>
 #include <signal.h>
-#include <sys/socket.h>
 #include <time.h>
 
 #include "check.h"
+#include "udp_fixture.h"
 
 #define LONG_NS 3600000000000ull
 #define ROOM 65536
 
-static const struct in6_addr LOOPBACK_4 = {{{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1}}};
-static const struct in6_addr LOOPBACK_6 = {{{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}}};
-
 static uint8_t room[4][ROOM];
-
-struct end {
-    struct qos_datapath *dp;
-    struct qos_address address;
-    int fd;
-};
-
-/* A datapath on a loopback socket of its own; its dp is NULL if there is no such family. */
-static struct end open_end(int family)
-{
-    struct end e = {.address.ip = family == AF_INET ? LOOPBACK_4 : LOOPBACK_6};
-    struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_addr = LOOPBACK_6};
-    int is4 = family == AF_INET;
-    socklen_t length = is4 ? sizeof v4 : sizeof v6;
-    struct sockaddr *address = is4 ? (struct sockaddr *)&v4 : (struct sockaddr *)&v6;
-    e.fd = socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (e.fd < 0 || bind(e.fd, address, length) < 0 || getsockname(e.fd, address, &length) < 0)
-        return e;
-    e.address.port = ntohs(is4 ? v4.sin_port : v6.sin6_port);
-    CHECK_EQ(qos_udp_open(&e.dp, e.fd), 0);
-    return e;
-}
 
 struct link {
     struct end a, b;
@@ -52,7 +26,7 @@ struct link {
 
 static struct link open_link(void)
 {
-    struct link l = {open_end(AF_INET), open_end(AF_INET)};
+    struct link l = {open_end(AF_INET, 0), open_end(AF_INET, 0)};
     if (!CHECK(l.a.dp != NULL && l.b.dp != NULL))
         exit(check_done());
     return l;
@@ -434,7 +408,7 @@ static void test_a_signal_ends_a_wait(void)
 
 static void test_ipv6(void)
 {
-    struct link l = {open_end(AF_INET6), open_end(AF_INET6)};
+    struct link l = {open_end(AF_INET6, 0), open_end(AF_INET6, 0)};
     if (!l.a.dp || !l.b.dp) {
         CHECK_SKIP("ipv6", "no IPv6 loopback address");
         return;

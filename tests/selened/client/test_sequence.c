@@ -176,8 +176,35 @@ static void test_any_order_agrees_with_a_model(void)
     }
 }
 
+static void test_a_leap_that_nobody_follows_is_taken_back(void)
+{
+    for (unsigned bit = 10; bit < 64; bit++) {
+        struct flow f = flow_of_1000();
+        uint64_t leap = UINT64_C(1) << bit;
+        CHECK_EQ(take(&f, 1000 + leap), SEQUENCE_NEW); /* 1000 with one bit turned */
+        for (uint64_t i = 1001; i < 1200; i++)
+            CHECK_EQ(take(&f, i), SEQUENCE_NEW);
+        check_counts(&f, 1, 0, 0);
+        CHECK_EQ(take(&f, 1100), SEQUENCE_DUPLICATE);
+    }
+}
+
+static void test_a_leap_that_is_followed_stands(void)
+{
+    struct flow f = flow_of_1000();
+    for (uint64_t i = 5000; i < 5100; i++)
+        CHECK_EQ(take(&f, i), SEQUENCE_NEW);
+    check_counts(&f, 4000, 0, 0);
+    CHECK_EQ(take(&f, 1000), SEQUENCE_DUPLICATE);
+    CHECK_EQ(take(&f, 999), SEQUENCE_DUPLICATE);
+    CHECK_EQ(take(&f, 5100), SEQUENCE_NEW);
+    check_counts(&f, 4000, 2, 0);
+}
+
 int main(void)
 {
+    CHECK_RUN(test_a_leap_that_nobody_follows_is_taken_back);
+    CHECK_RUN(test_a_leap_that_is_followed_stands);
     CHECK_RUN(test_messages_in_order_count_nothing);
     CHECK_RUN(test_whoever_joins_late_has_lost_nothing);
     CHECK_RUN(test_the_first_message_may_have_any_number);

@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 
 import pytest
 
-MAGIC, VERSION = 0x314E4C53, 1
+MAGIC, VERSION = 0x314E4C53, 2
 OK, ERROR = 35, 36
 D_SESSION, D_EDGE_SOURCE, D_EDGE_SINK, D_EDGE_GONE = 64, 65, 66, 67
 O_HELLO, O_LISTEN, O_SESSION, O_SESSION_END, O_EDGE, O_EDGE_END, O_ROUTE, O_ACCEPT, O_STATS, O_STOP = range(96, 106)
@@ -30,6 +30,7 @@ OWNERS = BUFFERS * 256 * 8
 TX, DONE, RX, RELEASE = (4096 + i * RING_BYTES for i in range(4))
 WAITING, SLEEPING = 128, 64  # words of the page
 PATIENCE_S = 20
+FAULTS = 6 * 8  # struct selene_fault_counters
 COUNTERS = [
     "session",
     *("tx_datagrams", "tx_bytes", "tx_errors", "rx_datagrams", "rx_bytes", "rx_rubbish", "rx_version", "rx_unknown"),
@@ -332,7 +333,7 @@ class Datapath:
     def stats(self) -> dict[int, dict[str, int]]:
         """Counters by session; 0 are the totals."""
         body = self.order(O_STATS).body
-        rows = list(struct.iter_unpack("14Q", body[8:]))
+        rows = list(struct.iter_unpack("14Q", body[8 + FAULTS :]))
         assert struct.unpack_from("I", body)[0] == len(rows)
         return {row[0]: dict(zip(COUNTERS, row, strict=True)) for row in rows}
 

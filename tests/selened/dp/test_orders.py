@@ -100,7 +100,7 @@ def test_a_session_gets_sealed_memory(start: Start) -> None:
         assert fcntl.fcntl(fd, F_GET_SEALS) & (FIXED | SEAL_FUTURE_WRITE) == seals
         with pytest.raises(OSError, match=r"not permitted|Invalid"):
             os.ftruncate(fd, 0)
-    assert struct.unpack_from("IIQ", client.page) == (0x31475053, 1, 0x1234)
+    assert struct.unpack_from("IIQ", client.page) == (0x31475053, VERSION, 0x1234)
     assert struct.unpack_from("I", client.page, SLEEPING) == (1,)
     with pytest.raises(PermissionError):
         mmap.mmap(client.rx_fd, 0)

@@ -168,6 +168,21 @@ static struct memory *take_memory(int fd)
     return m;
 }
 
+_Static_assert(sizeof(struct selene_fault_counters) == sizeof(struct qos_fault_counters), "the same counters");
+
+/* The network is a bad one on purpose, if the daemon's configuration says so. */
+static int take_faults(struct memory *m, char text[SELENE_MAX_FAULT])
+{
+    struct qos_fault fault;
+    char problem[SELENE_MAX_TEXT];
+    m->net = m->udp;
+    text[SELENE_MAX_FAULT - 1] = 0;
+    if (text[0] == 0)
+        return 0;
+    int rc = qos_fault_parse(&fault, text, problem, sizeof problem);
+    return rc < 0 ? rc : qos_fault_open(&m->net, m->udp, &fault, (struct qos_fault_counters *)&m->page->fault);
+}
+
 /* Connect, or come back. After a restart of selened alone the session socket and the memory stay as they are. session->lock is not
  * held; only the service thread, or the thread that makes the session, calls this. */
 int selene_connect(struct selene_session *s)
@@ -194,6 +209,10 @@ int selene_connect(struct selene_session *s)
     struct memory *m = fd_count > 0 ? take_memory(fds[0]) : NULL;
     if (m && fd_count >= 2 && (w.flags & SELENE_DIRECT))
         rc = qos_udp_open(&m->udp, fds[1]);
+    if (m && m->udp) {
+        fd_count = 1; /* the socket is the memory's now */
+        rc = take_faults(m, w.fault);
+    }
     if (m && m->udp && (m->udp->capabilities & QOS_CAP_COALESCED_RX))
         (void)qos_udp_coalesce(m->udp, 0); /* until there is a flood */
     if (!m || rc < 0) {

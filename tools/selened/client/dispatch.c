@@ -99,7 +99,7 @@ static void wait_on_fds(struct selene_session *s, uint64_t timeout_ns)
 {
     struct memory *m = s->memory;
     struct pollfd p[3] = {
-        {s->callback_fd, POLLIN, 0}, {m->udp ? m->udp->ops->wait_fd(m->udp) : -1, POLLIN, 0}, {-1, POLLIN, 0}};
+        {s->callback_fd, POLLIN, 0}, {m->udp ? m->net->ops->wait_fd(m->net) : -1, POLLIN, 0}, {-1, POLLIN, 0}};
     if (qos_load_relaxed(&s->ring_used)) {
         p[2].fd = m->doorbell;
         __atomic_store_n(&m->page->waiting, SELENE_WAIT_FD, __ATOMIC_RELAXED);

@@ -22,7 +22,7 @@
 
 #include "clock.h"
 #include "compiler.h"
-#include "datapath/datapath.h"
+#include "datapath/fault.h"
 #include "datapath/shm.h"
 #include "frame.h"
 #include "pool.h"
@@ -67,6 +67,7 @@ struct memory {
     int wake_fd;
     int doorbell;
     struct qos_datapath *udp; /* NULL: relayed */
+    struct qos_datapath *net; /* through which it is used: itself, or the faults around it */
     struct qos_ring_producer relay_tx;
     struct qos_ring_consumer relay_done;
     struct qos_ring_consumer relay_rx;
@@ -97,6 +98,7 @@ struct edge_out {
 struct sequence {
     uint64_t expected; /* next sequence number */
     uint64_t seen;     /* bit i: expected - 1 - i arrived */
+    uint64_t before;   /* what was expected when the newest leap came; 0: none */
     bool started;
 };
 

@@ -36,6 +36,8 @@ static int open_rings(struct memory *m, uint32_t capacity)
 
 static void unmap(struct memory *m)
 {
+    if (m->udp)
+        m->net->ops->close(m->net);
     if (m->tx_base)
         munmap(m->tx_base, m->tx_size);
     if (m->page)
@@ -46,8 +48,6 @@ static void unmap(struct memory *m)
         close(m->wake_fd);
     if (m->doorbell >= 0)
         close(m->doorbell);
-    if (m->udp)
-        m->udp->ops->close(m->udp);
     if (m->credit_cache)
         qos_cache_discard(m->credit_cache);
     qos_pool_free(m->pool);

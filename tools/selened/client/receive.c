@@ -288,7 +288,7 @@ static void adapt(struct selene_session *s, struct qos_datapath *udp, bool toget
 
 static int receive_socket(struct selene_session *s, uint64_t timeout_ns)
 {
-    struct qos_datapath *udp = s->memory->udp;
+    struct qos_datapath *udp = s->memory->udp, *net = s->memory->net;
     struct qos_packet p;
     if (QOS_UNLIKELY(qos_load_relaxed(&s->pair_again))) {
         pthread_mutex_lock(&s->remote_lock);
@@ -297,7 +297,7 @@ static int receive_socket(struct selene_session *s, uint64_t timeout_ns)
     }
     if (!udp || !stage(s, &p))
         return 0;
-    int n = timeout_ns ? udp->ops->rx_wait(udp, &p, timeout_ns) : udp->ops->rx(udp, &p, 1);
+    int n = timeout_ns ? net->ops->rx_wait(net, &p, timeout_ns) : net->ops->rx(net, &p, 1);
     if (n != 1)
         return 0;
     stamp_arrival(s);
@@ -363,7 +363,7 @@ static void sleep_for_ring(struct selene_session *s, uint64_t timeout_ns)
         if (how == SELENE_WAIT_FUTEX) {
             (void)qos_futex_wait(waiting, SELENE_WAIT_FUTEX, timeout_ns);
         } else {
-            struct pollfd p[2] = {{m->doorbell, POLLIN, 0}, {m->udp->ops->wait_fd(m->udp), POLLIN, 0}};
+            struct pollfd p[2] = {{m->doorbell, POLLIN, 0}, {m->net->ops->wait_fd(m->net), POLLIN, 0}};
             if (ppoll(p, 2, &ts, NULL) > 0 && p[0].revents) {
                 char drop[64];
                 while (recv(m->doorbell, drop, sizeof drop, MSG_DONTWAIT) > 0)

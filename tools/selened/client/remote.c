@@ -181,7 +181,7 @@ void selene_credit_send(struct selene_session *s, struct remote *r, uint16_t fla
     if (!r->relayed) {
         struct qos_packet p = {.data = header, .length = sizeof header, .address = r->address};
         if (m->udp)
-            (void)m->udp->ops->tx(m->udp, &p, 1);
+            (void)m->net->ops->tx(m->net, &p, 1);
         return;
     }
     uint64_t slice;

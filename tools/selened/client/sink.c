@@ -57,7 +57,7 @@ static void edge_close(struct selene_sink *sink, struct edge_in *edge)
 static void watch(struct selene_sink *sink)
 {
     const struct memory *m = sink->memory;
-    int members[2] = {m->doorbell, m->udp ? m->udp->ops->wait_fd(m->udp) : -1};
+    int members[2] = {m->doorbell, m->udp ? m->net->ops->wait_fd(m->net) : -1};
     for (int i = 0; i < 2; i++) {
         struct epoll_event e = {.events = EPOLLIN};
         if (members[i] >= 0)

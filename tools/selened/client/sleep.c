@@ -83,7 +83,7 @@ static void sleep_on_fds(struct selene_sink *sink, uint64_t timeout_ns)
     bool remote = qos_load_relaxed(&sink->remotes) > 0, ring = remote && qos_load_relaxed(&s->ring_used);
     struct pollfd p[3] = {{sink->event_fd, POLLIN, 0}, {-1, POLLIN, 0}, {-1, POLLIN, 0}};
     if (remote && m->udp)
-        p[1].fd = m->udp->ops->wait_fd(m->udp);
+        p[1].fd = m->net->ops->wait_fd(m->net);
     if (ring) {
         p[2].fd = m->doorbell;
         __atomic_store_n(&m->page->waiting, SELENE_WAIT_FD, __ATOMIC_RELAXED);

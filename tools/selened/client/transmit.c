@@ -85,9 +85,9 @@ static void patch_credit(uint8_t *data, uint32_t used, uint32_t segment, struct 
 /* One packet to one destination: 0, or a negative errno. The kernel's send buffer may be full: a reliable source waits for room. */
 static int send_packet(struct selene_source *source, struct qos_packet *p)
 {
-    struct qos_datapath *udp = source->memory->udp;
+    struct qos_datapath *udp = source->memory->udp, *net = source->memory->net;
     for (int tries = 0;; tries++) {
-        int n = udp->ops->tx(udp, p, 1);
+        int n = net->ops->tx(net, p, 1);
         if (n == 1)
             return -p->error;
         if (!source->stream->options.delivery || tries > 50)

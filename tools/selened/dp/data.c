@@ -55,6 +55,17 @@ uint64_t dp_data_notice(struct dp_data *d)
     return qos_ring_pop(&d->notice_out, &id, 1) == 1 ? id : 0;
 }
 
+_Static_assert(sizeof(struct selene_fault_counters) == sizeof(struct qos_fault_counters), "the same counters");
+
+void dp_data_faults(const struct dp_data *d, struct selene_fault_counters *counters)
+{
+    const uint64_t *from = &d->net.faults.lost;
+    uint64_t words[sizeof *counters / sizeof(uint64_t)];
+    for (unsigned i = 0; i < sizeof words / sizeof *words; i++)
+        words[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+    memcpy(counters, words, sizeof words);
+}
+
 static int watch(const struct dp_data *d, int fd, void *tag, uint32_t events)
 {
     struct epoll_event event = {.events = events, .data = {.ptr = tag}};
@@ -86,16 +97,15 @@ static int remove_session(struct dp_data *d, struct dp_command *c)
 
 static int use_socket(struct dp_data *d, struct dp_command *c)
 {
-    int old = d->net.fd;
+    int old = d->net.fd, old_wait_fd = dp_net_wait_fd(&d->net);
+    if (old_wait_fd >= 0)
+        epoll_ctl(d->epoll_fd, EPOLL_CTL_DEL, old_wait_fd, NULL);
+    int rc = dp_net_use(&d->net, c->fd, c->family);
+    if (rc == 0)
+        c->fd = old;
     /* by its level: to find it empty by receiving would cost a call for each datagram */
-    int rc = watch(d, c->fd, &d->net, EPOLLIN);
-    if (rc < 0)
-        return rc;
-    if (old >= 0)
-        epoll_ctl(d->epoll_fd, EPOLL_CTL_DEL, old, NULL);
-    dp_net_use(&d->net, c->fd, c->family);
-    c->fd = old;
-    return 0;
+    int watched = watch(d, dp_net_wait_fd(&d->net), &d->net, EPOLLIN);
+    return rc < 0 ? rc : watched;
 }
 
 static void run_command(struct dp_data *d, struct dp_command *c)
@@ -255,7 +265,7 @@ int dp_data_start(struct dp_data *d, const struct dp_settings *settings)
     d->settings = *settings;
     int rc = open_rings(d);
     if (rc == 0)
-        rc = dp_net_init(&d->net);
+        rc = dp_net_init(&d->net, settings->faulty ? &d->settings.fault : NULL);
     if (rc < 0)
         return rc;
     d->epoll_fd = epoll_create1(EPOLL_CLOEXEC);

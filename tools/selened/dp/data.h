@@ -26,6 +26,8 @@ struct dp_settings {
     int priority;
     int cpu; /* -1: any */
     uint32_t spin_us;
+    bool faulty;
+    struct qos_fault fault;
 };
 
 enum dp_request { DP_ADD_SESSION, DP_REMOVE_SESSION, DP_SET_ROUTE, DP_SET_ACCEPT, DP_LISTEN, DP_FSCK, DP_STOP };
@@ -98,6 +100,9 @@ void dp_data_stop(struct dp_data *data);
 int dp_data_call(struct dp_data *data, struct dp_command *command);
 /* Control thread: the next session that the data thread has cut off, or 0. */
 uint64_t dp_data_notice(struct dp_data *data);
+
+/* Any thread: what was done to datagrams on purpose. */
+void dp_data_faults(const struct dp_data *data, struct selene_fault_counters *counters);
 
 /* ---- Inside the data thread ---- */
 

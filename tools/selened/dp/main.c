@@ -34,6 +34,8 @@ static const char usage[] =
     "  --lock-memory      keep memory in RAM\n"
     "  --spin-us N        look for work this long before sleeping, while it comes that fast (default 50; fifo, rr: 0)\n"
     "  --host HEX         upper half of every id on this host, as a predecessor had it (default: random)\n"
+    "  --fault SETTINGS   be a bad network on purpose: loss=0.01,delay=2ms,jitter=1ms,reorder=0.05,duplicate=0.01,\n"
+    "                     corrupt=0.001,seed=7,direction=both; each may be left out\n"
     "  --idle-exit-s N    end after so long without controller and sessions (default 10)\n"
     "  --log-level LEVEL  what is logged: debug, info (default), warning, error\n"
     "  --log-format WHAT  text (default) for a person, json for a machine\n"
@@ -58,6 +60,7 @@ enum {
     OPTION_CPU,
     OPTION_LOCK,
     OPTION_SPIN,
+    OPTION_FAULT,
     OPTION_IDLE,
     OPTION_HOST,
     OPTION_LOG_LEVEL,
@@ -74,6 +77,7 @@ static const struct option long_options[] = {
     {"cpu", required_argument, NULL, OPTION_CPU},
     {"lock-memory", no_argument, NULL, OPTION_LOCK},
     {"spin-us", required_argument, NULL, OPTION_SPIN},
+    {"fault", required_argument, NULL, OPTION_FAULT},
     {"idle-exit-s", required_argument, NULL, OPTION_IDLE},
     {"host", required_argument, NULL, OPTION_HOST},
     {"log-level", required_argument, NULL, OPTION_LOG_LEVEL},
@@ -119,6 +123,17 @@ static int sched_class(const char *text)
     exit(2);
 }
 
+static void faults(const char *text, struct dp_settings *settings)
+{
+    char problem[SELENE_MAX_TEXT];
+    if (qos_fault_parse(&settings->fault, text, problem, sizeof problem) < 0) {
+        dp_log("error", "--fault %s: %s", text, problem);
+        exit(2);
+    }
+    settings->faulty = true;
+    dp_log("warning", "fault injection: datagrams of relayed sessions meet %s", text);
+}
+
 static void parse(int argc, char **argv, struct options *o)
 {
     *o = (struct options){.ready_fd = -1,
@@ -147,6 +162,9 @@ static void parse(int argc, char **argv, struct options *o)
             break;
         case OPTION_SPIN:
             o->settings.spin_us = (uint32_t)number("spin-us", optarg, 0, 1000000);
+            break;
+        case OPTION_FAULT:
+            faults(optarg, &o->settings);
             break;
         case OPTION_IDLE:
             o->idle_exit_s = (uint32_t)number("idle-exit-s", optarg, 0, 1000000);

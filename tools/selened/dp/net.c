@@ -2,6 +2,7 @@
 #include "net.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,11 +20,13 @@
 #define ADAPT_EVERY 64u
 #define TX_WAIT_MS 10 /* a full socket buffer drains in less, or the device is stuck */
 
-int dp_net_init(struct dp_net *net)
+#define STAGING_BYTES ((size_t)(DP_NET_RX + 1) * DP_NET_RX_BYTES)
+
+int dp_net_init(struct dp_net *net, const struct qos_fault *fault)
 {
     net->fd = -1;
-    net->staging = mmap(NULL, (size_t)DP_NET_RX * DP_NET_RX_BYTES, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    net->fault = fault;
+    net->staging = mmap(NULL, STAGING_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (net->staging == MAP_FAILED)
         return -ENOMEM;
     for (unsigned i = 0; i < DP_NET_RX; i++) {
@@ -41,7 +44,9 @@ int dp_net_init(struct dp_net *net)
 
 void dp_net_free(struct dp_net *net)
 {
-    munmap(net->staging, (size_t)DP_NET_RX * DP_NET_RX_BYTES);
+    if (net->faulty != NULL)
+        net->faulty->ops->close(net->faulty);
+    munmap(net->staging, STAGING_BYTES);
     if (net->fd >= 0)
         close(net->fd);
 }
@@ -61,13 +66,42 @@ int dp_net_check(int fd, int *family)
     return 0;
 }
 
-void dp_net_use(struct dp_net *net, int fd, int family)
+/* Faults around another descriptor of the socket. */
+static int open_faulty(const struct dp_net *net, int fd, struct qos_datapath **faulty, struct qos_fault_counters *done)
 {
+    struct qos_datapath *udp;
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0), rc = own < 0 ? -errno : qos_udp_open(&udp, own);
+    if (rc < 0) {
+        if (own >= 0)
+            close(own);
+        return rc;
+    }
+    rc = qos_fault_open(faulty, udp, net->fault, done);
+    if (rc < 0)
+        udp->ops->close(udp);
+    return rc;
+}
+
+int dp_net_use(struct dp_net *net, int fd, int family)
+{
+    struct qos_datapath *faulty = NULL;
+    int rc = net->fault != NULL ? open_faulty(net, fd, &faulty, &net->faults) : 0;
+    if (rc < 0)
+        return rc;
+    if (net->faulty != NULL)
+        net->faulty->ops->close(net->faulty);
+    net->faulty = faulty;
     net->fd = fd;
     net->family = family;
     net->rx_overflow = 0;
     net->rx_run = 0;
     net->coalescing = false;
+    return 0;
+}
+
+int dp_net_wait_fd(const struct dp_net *net)
+{
+    return net->faulty != NULL ? net->faulty->ops->wait_fd(net->faulty) : net->fd;
 }
 
 void dp_target_set(struct dp_target *target, const struct selene_addr *address)
@@ -94,11 +128,41 @@ static void fail(struct dp_counters *totals, struct dp_counters *counters, uint1
     dp_count(counters, DP_TX_ERRORS, 1);
 }
 
+static void count_sent(struct dp_counters *totals, struct dp_counters *counters, uint64_t bytes)
+{
+    dp_count(totals, DP_TX_DATAGRAMS, 1);
+    dp_count(totals, DP_TX_BYTES, bytes);
+    dp_count(counters, DP_TX_DATAGRAMS, 1);
+    dp_count(counters, DP_TX_BYTES, bytes);
+}
+
+static void send_faulty(struct dp_net *net, struct dp_counters *totals, const struct dp_target *to,
+                        const uint8_t *header, const uint8_t *records, uint32_t length, uint16_t *outcome,
+                        struct dp_counters *counters)
+{
+    struct qos_packet p = {
+        .data = net->staging + (size_t)DP_NET_RX * DP_NET_RX_BYTES,
+        .length = QOS_WIRE_HEADER + length,
+        .address = {to->v6.sin6_addr, ntohs(to->v6.sin6_port), to->v6.sin6_scope_id},
+    };
+    memcpy(p.data, header, QOS_WIRE_HEADER);
+    memcpy(p.data + QOS_WIRE_HEADER, records, length);
+    int error = net->faulty->ops->tx(net->faulty, &p, 1) == 1 ? p.error : EAGAIN;
+    if (error != 0)
+        fail(totals, counters, outcome, error);
+    else
+        count_sent(totals, counters, p.length);
+}
+
 void dp_net_send(struct dp_net *net, struct dp_counters *totals, const struct dp_target *to, const uint8_t *header,
                  const uint8_t *records, uint32_t length, uint16_t *outcome, struct dp_counters *counters)
 {
     if (net->fd < 0 || (net->family == AF_INET && !to->mapped)) {
         fail(totals, counters, outcome, net->fd < 0 ? ENETDOWN : EAFNOSUPPORT);
+        return;
+    }
+    if (net->faulty != NULL) {
+        send_faulty(net, totals, to, header, records, length, outcome, counters);
         return;
     }
     if (net->tx_count == DP_NET_BURST)
@@ -119,13 +183,8 @@ void dp_net_send(struct dp_net *net, struct dp_counters *totals, const struct dp
 
 static void sent(struct dp_net *net, struct dp_counters *totals, unsigned from, unsigned n)
 {
-    for (unsigned i = from; i < from + n; i++) {
-        uint64_t bytes = net->tx_iov[i][0].iov_len + net->tx_iov[i][1].iov_len;
-        dp_count(totals, DP_TX_DATAGRAMS, 1);
-        dp_count(totals, DP_TX_BYTES, bytes);
-        dp_count(net->tx_counters[i], DP_TX_DATAGRAMS, 1);
-        dp_count(net->tx_counters[i], DP_TX_BYTES, bytes);
-    }
+    for (unsigned i = from; i < from + n; i++)
+        count_sent(totals, net->tx_counters[i], net->tx_iov[i][0].iov_len + net->tx_iov[i][1].iov_len);
 }
 
 /* The only datagram there is: less to copy and to check for the kernel than a list of one, and no cancellation point. */
@@ -208,8 +267,23 @@ static ssize_t receive_alone(struct dp_net *net)
     return n;
 }
 
+static int receive_faulty(struct dp_net *net, struct dp_counters *totals, bool *more)
+{
+    for (unsigned i = 0; i < DP_NET_RX; i++)
+        net->packets[i] =
+            (struct qos_packet){.data = net->staging + (size_t)i * DP_NET_RX_BYTES, .length = DP_NET_RX_BYTES};
+    int n = net->faulty->ops->rx(net->faulty, net->packets, DP_NET_RX);
+    uint32_t lost = (uint32_t)net->faulty->stats.rx_overflow;
+    dp_count(totals, DP_RX_OVERFLOW, lost - net->rx_overflow);
+    net->rx_overflow = lost;
+    *more = n == DP_NET_RX;
+    return n < 0 ? 0 : n;
+}
+
 int dp_net_receive(struct dp_net *net, struct dp_counters *totals, bool *more)
 {
+    if (net->faulty != NULL)
+        return receive_faulty(net, totals, more);
     if (!net->coalescing && net->rx_run < DP_NET_RX_RUN) {
         if (receive_alone(net) >= 0) {
             net->rx_run++;
@@ -255,6 +329,12 @@ int dp_net_receive(struct dp_net *net, struct dp_counters *totals, bool *more)
 
 void dp_net_reception(struct dp_net *net, int index, struct dp_reception *r)
 {
+    if (net->faulty != NULL) {
+        const struct qos_packet *p = &net->packets[index];
+        *r = (struct dp_reception){p->data, p->length, p->segment ? p->segment : p->length, p->address.ip,
+                                   p->address.port};
+        return;
+    }
     const struct mmsghdr *m = &net->rx[index];
     *r = (struct dp_reception){.data = net->rx_iov[index].iov_base, .length = m->msg_len, .segment = m->msg_len};
     struct msghdr header = m->msg_hdr;

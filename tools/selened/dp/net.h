@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 
 #include "counters.h"
+#include "datapath/fault.h"
 #include "frame.h"
 #include "proto.h"
 
@@ -49,7 +50,12 @@ struct dp_net {
     struct sockaddr_in6 rx_name[DP_NET_RX];
     _Alignas(struct cmsghdr) uint8_t rx_control[DP_NET_RX][CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(uint32_t))];
     uint32_t rx_overflow; /* the kernel's count, last seen */
-    uint8_t *staging;     /* DP_NET_RX * DP_NET_RX_BYTES, private */
+    uint8_t *staging;     /* DP_NET_RX * DP_NET_RX_BYTES, private; and one more to put faulty datagrams together */
+    /* If the network shall be a bad one, everything goes through here instead. */
+    const struct qos_fault *fault; /* NULL: no */
+    struct qos_datapath *faulty;
+    struct qos_packet packets[DP_NET_RX];
+    struct qos_fault_counters faults;
 };
 
 struct dp_reception {
@@ -60,12 +66,15 @@ struct dp_reception {
     uint16_t port; /* host byte order */
 };
 
-/* 0 or -ENOMEM. */
-int dp_net_init(struct dp_net *net);
+/* 0 or -ENOMEM. `fault`, NULL or settings that stay: what to do to datagrams. */
+int dp_net_init(struct dp_net *net, const struct qos_fault *fault);
 void dp_net_free(struct dp_net *net);
 /* Can this descriptor be the socket? Switches on what it needs. 0 and the family, or -EINVAL. */
 int dp_net_check(int fd, int *family);
-void dp_net_use(struct dp_net *net, int fd, int family);
+/* 0 or a negative errno; then the socket is the one before. */
+int dp_net_use(struct dp_net *net, int fd, int family);
+/* Readable when receiving may find something; -1 without a socket. */
+int dp_net_wait_fd(const struct dp_net *net);
 
 void dp_target_set(struct dp_target *target, const struct selene_addr *address);
 bool dp_target_is(const struct dp_target *target, const struct dp_reception *from);

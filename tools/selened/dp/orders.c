@@ -287,6 +287,7 @@ static int order_stats(struct dp_control *c)
             dp_counters_read(&c->sessions[i]->counters, c->sessions[i]->id, &stats->counters[n++]);
     stats->count = n;
     stats->reserved = 0;
+    dp_data_faults(c->data, &stats->fault);
     return answer(c, stats, sizeof *stats + n * sizeof stats->counters[0], SELENE_E_STATS, NULL, 0);
 }
 

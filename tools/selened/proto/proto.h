@@ -17,11 +17,12 @@
 #include <stdint.h>
 
 #define SELENE_PROTO_MAGIC 0x314e4c53 /* "SLN1" */
-#define SELENE_PROTO_VERSION 1
+#define SELENE_PROTO_VERSION 2
 #define SELENE_MAX_PACKET 65536
 #define SELENE_MAX_FDS 8
 #define SELENE_MAX_NAME 255 /* bytes of a channel name */
 #define SELENE_MAX_TEXT 512
+#define SELENE_MAX_FAULT 256
 #define SELENE_MAX_ENDPOINTS 4096 /* sources and sinks of a session */
 #define SELENE_MAX_DESTS 64       /* remote destinations of a source */
 #define SELENE_MAX_ACCEPT 1024    /* remote sources of a sink */
@@ -122,7 +123,8 @@ struct selene_welcome {
     uint32_t host;
     uint64_t session;
     uint64_t token;
-    struct selene_addr address; /* of the UDP socket */
+    struct selene_addr address;   /* of the UDP socket */
+    char fault[SELENE_MAX_FAULT]; /* faults to put around it, as qos_fault_parse takes them; empty: none */
 };
 
 struct selene_error {
@@ -319,10 +321,21 @@ struct selene_dp_counters {
     uint64_t violations;
 };
 
+/* What a fault datapath did on purpose (struct qos_fault_counters). */
+struct selene_fault_counters {
+    uint64_t lost;
+    uint64_t duplicated;
+    uint64_t reordered;
+    uint64_t corrupted;
+    uint64_t delayed;
+    uint64_t failed;
+};
+
 struct selene_stats {
     struct selene_msg msg;
     uint32_t count;
     uint32_t reserved;
+    struct selene_fault_counters fault;
     struct selene_dp_counters counters[]; /* totals first */
 };
 
@@ -404,6 +417,7 @@ struct selene_page {
     uint8_t pad1[60];
     uint32_t waiting; /* 0 running; 1 asleep on this word (futex); 2 asleep on the doorbell socket */
     uint8_t pad2[60];
+    struct selene_fault_counters fault; /* of a direct session; written by the client, for reports only */
 };
 
 enum selene_waiting { SELENE_AWAKE = 0, SELENE_WAIT_FUTEX = 1, SELENE_WAIT_FD = 2 };

@@ -88,6 +88,11 @@ class Daemon:
                 "selened-dp %s (pid %d, host %08x) %s; technologies: %s", datapath.version, datapath.pid, datapath.host,
                 "adopted" if datapath.adopted else "started", ", ".join(self.core.capabilities.usable),
             )  # fmt: skip
+            if self.settings.fault.text:
+                log.warning(
+                    "fault injection: datagrams to and from other hosts meet %s; remove [fault] for a network as it is",
+                    self.settings.fault.text,
+                )
             self.core.peers = peers = Peers(self.core, tls)
             stack.push_async_callback(peers.close)
             await self._start_peers(peers)
@@ -111,7 +116,7 @@ class Daemon:
 
     def _datapath_arguments(self) -> list[str]:
         log_options = ["--log-level", self.settings.log_level, "--log-format", self._log_format]
-        return [*self.settings.datapath.arguments(), *log_options]
+        return [*self.settings.datapath_arguments(), *log_options]
 
     def _new_datapath(self) -> Datapath:
         datapath = Datapath(

@@ -219,15 +219,15 @@ class Datapath:
                 raise RefusedError(answer.error, wire.text_of(answer.text) or os.strerror(answer.error))
         return descriptors
 
-    async def stats(self) -> list[dict[str, int]]:
-        """What it counts: the totals first, then per session."""
+    async def stats(self) -> tuple[dict[str, int], list[dict[str, int]]]:
+        """What it did to datagrams on purpose; and what it counts, the totals first, then per session."""
         data, descriptors = await self._ask(wire.bare(lib.SELENE_O_STATS, self._next()))
         descriptors.close()
         if wire.header(data).type != lib.SELENE_E_STATS:
             raise DatapathError("selened-dp does not tell its counters")
         rows = wire.records("selene_stats", "selene_dp_counters", data)
-        names = [name for name, _ in wire.ffi.typeof("struct selene_dp_counters").fields]
-        return [{name: int(getattr(row, name)) for name in names} for row in rows]
+        head = wire.parse("selene_stats", data[: wire.ffi.sizeof("struct selene_stats")])
+        return wire.numbers(head.fault), [wire.numbers(row) for row in rows]
 
     async def fsck(self) -> tuple[Any, list[Any]]:
         """Where its buffers are: struct selene_fsck and its rows."""

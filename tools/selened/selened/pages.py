@@ -10,7 +10,7 @@ import mmap
 import os
 from typing import Final
 
-from selened.wire import MAX_ENDPOINTS, ffi, lib
+from selened.wire import MAX_ENDPOINTS, ffi, lib, numbers
 
 _F_SEAL_SHRINK: Final = 2
 _SIZE: Final[int] = lib.SELENE_PAGE_SIZE
@@ -54,6 +54,12 @@ class SessionPage:
         row = ffi.new("struct selene_counters *")
         ffi.memmove(row, self._map[at : at + _EACH], _EACH)
         return {name: int(getattr(row, name)) for name in names}
+
+    def faults(self) -> dict[str, int]:
+        """What was done to the session's datagrams on purpose."""
+        head = ffi.new("struct selene_page *")
+        ffi.memmove(head, self._map[: ffi.sizeof("struct selene_page")], ffi.sizeof("struct selene_page"))
+        return numbers(head.fault)
 
     def close(self) -> None:
         """Unmap."""

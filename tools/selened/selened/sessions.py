@@ -273,6 +273,7 @@ class Client:
         packet = wire.build(
             "selene_welcome", lib.SELENE_S_WELCOME, request, flags=flags, host=self.core.host, session=self.id,
             token=self.token, address=wire.pack_address(self.address) if self.address else {},
+            fault=self.core.settings.fault.text.encode(),
         )  # fmt: skip
         self._connection.send(packet, fds)
 

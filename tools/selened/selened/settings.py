@@ -186,6 +186,32 @@ class Tls:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A bad network on purpose, for tests. A change needs a restart of the datapath process, and of direct sessions."""
+
+    loss: float = option(0.0, minimum=0, maximum=1, meaning="probability that a datagram is lost")
+    duplicate: float = option(0.0, minimum=0, maximum=1, meaning="probability that it comes twice")
+    reorder: float = option(0.0, minimum=0, maximum=1, meaning="probability that later ones overtake it")
+    corrupt: float = option(0.0, minimum=0, maximum=1, meaning="probability that one of its bits is turned")
+    delay_us: int = option(0, minimum=0, maximum=60_000_000, meaning="microseconds that each is under way longer")
+    jitter_us: int = option(0, minimum=0, maximum=60_000_000, meaning="up to so many more, each another")
+    hold_us: int = option(10_000, minimum=0, maximum=60_000_000, meaning="microseconds to wait for those that overtake")
+    direction: str = option("both", choices=("tx", "rx", "both"), meaning="which datagrams of this host")
+    seed: int = option(0, minimum=0, maximum=(1 << 63) - 1, meaning="the same seed has the same effect")
+
+    @property
+    def text(self) -> str:
+        """As the C parts take it (libqos/core/datapath/fault.h); empty: no faults."""
+        chances = [(name, getattr(self, name)) for name in ("loss", "duplicate", "reorder", "corrupt")]
+        parts = [f"{name}={f'{value:.9f}'.rstrip('0').rstrip('.')}" for name, value in chances if value]
+        parts += [
+            f"{name}={value}us" for name, value in (("delay", self.delay_us), ("jitter", self.jitter_us)) if value
+        ]
+        rest = [f"hold={self.hold_us}us", f"seed={self.seed}", f"direction={self.direction}"]
+        return ",".join(parts + rest) if parts else ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The configuration of selened."""
 
@@ -215,6 +241,7 @@ class Settings:
     )
     datapath: Datapath = section(Datapath, meaning="the datapath process")  # noqa: RUF009 - makes a field
     mapping: Mapping = section(Mapping, meaning="technologies of streams")  # noqa: RUF009
+    fault: Fault = section(Fault, meaning="faults that are put on the network on purpose")  # noqa: RUF009
     tls: Tls = section(Tls, meaning="encryption between the daemons")  # noqa: RUF009
     discovery: Discovery = section(Discovery, meaning="finding peers by multicast")  # noqa: RUF009
     peers: tuple[Peer, ...] = sections(Peer, maximum=MAX_PEERS, meaning="another host")
@@ -231,6 +258,10 @@ class Settings:
             if ipaddress.ip_address(peer.address).version != ipaddress.ip_address(self.address).version:
                 raise ValueError(f"peers[{index}]: found {peer.address}, accepted one of the family of {self.address}")
             seen.add(peer.endpoint)
+
+    def datapath_arguments(self) -> list[str]:
+        """The options of selened-dp."""
+        return self.datapath.arguments() + (["--fault", self.fault.text] if self.fault.text else [])
 
     def port_range(self) -> range:
         """The ports of direct sessions; empty: the kernel chooses."""

@@ -73,6 +73,7 @@ class Status:
                 "adopted": core.datapath.adopted,
                 "resumes": core.datapath.can_resume,
             },
+            "fault": core.settings.fault.text or None,
             "receive_buffer_bytes": core.receive_bytes // 2,
             "collisions": core.router.collisions,
             "notices": dict(core.notices.counts),
@@ -170,7 +171,9 @@ class Status:
 
     def _explain(self, client: Client) -> list[Record]:
         session = {"session": _hex(client.id), "program": client.program, "pid": client.pid}
-        path = {"path": "direct" if client.direct else "relayed", "path_reason": client.why}
+        path: Record = {"path": "direct" if client.direct else "relayed", "path_reason": client.why}
+        if self.core.settings.fault.text:
+            path["fault"] = self.core.settings.fault.text
         if not client.streams:
             return [{"kind": "decision", **session, **path}]
         return [
@@ -185,11 +188,19 @@ class Status:
         now = time.time_ns()
         records: list[Record] = []
         try:
-            totals, *sessions = await self.core.datapath.stats()
+            faults, (totals, *sessions) = await self.core.datapath.stats()
         except DatapathError as failure:
             raise RpcError("no-datapath", str(failure)) from None
         totals.pop("session")
         records.append({"kind": "datapath", "ts_ns": now, "pid": self.core.datapath.pid, **_units(totals)})
+        if self.core.settings.fault.text:
+            records.append({"kind": "fault", "ts_ns": now, "pid": self.core.datapath.pid, **faults})
+            records += [
+                {"kind": "fault", "ts_ns": now, "session": _hex(client.id), "program": client.program}
+                | {"pid": client.pid, **client.page.faults()}
+                for client in self.core.clients.values()
+                if client.direct and client.page is not None
+            ]
         relayed = {row.pop("session"): row for row in sessions}
         for client in list(self.core.clients.values()):
             if client.id in relayed and any(relayed[client.id].values()):

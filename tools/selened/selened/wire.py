@@ -118,6 +118,13 @@ def records(struct: str, item: str, data: bytes) -> list[Any]:
     return [_copy(item, data[at : at + each]) for at in range(size, len(data), each)]
 
 
+def numbers(struct: Any) -> dict[str, int]:
+    """The fields of a structure that has only numbers."""
+    kind = ffi.typeof(struct)
+    fields = kind.item.fields if kind.kind == "pointer" else kind.fields
+    return {name: int(getattr(struct, name)) for name, _ in fields}
+
+
 def build(struct: str, kind: int, request: int = 0, /, **fields: object) -> bytes:
     """A packet. Fields are cffi initialisers; a flexible array is a list."""
     packet = ffi.new(f"struct {struct} *", fields)
