@@ -183,5 +183,5 @@ def test_pipelines_of_the_page_work(root_dir: Path, tmp_path: Path, page: str) -
             timeout=60, check=False,
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, ""), line
-        written = re.findall(r"[\w.-]+\.(?:png|svg)", line)
+        written = re.findall(r"[\w.-]+\.(?:png|svgz?)\b", line)
         assert done.stdout or any((tmp_path / name).stat().st_size for name in written), line

@@ -302,6 +302,7 @@ class Core:
         """A client is gone: forget it everywhere."""
         if self.clients.get(client.id) is not client:
             return
+        del self.clients[client.id]
         try:
             answer = await self.datapath.order(
                 "selene_order", lib.SELENE_O_SESSION_END, tolerate=_GONE, session=client.id
@@ -309,11 +310,9 @@ class Core:
             answer.close()
         except DatapathError:
             self.remember(client)  # a new one is on its way; nobody is told until it is there
-            self.clients.pop(client.id, None)
             return
         except QosError as failure:
             log.warning("session %016x: %s", client.id, failure)
-        self.clients.pop(client.id, None)
         self.router.remove_session(client.id)
         try:
             await self.settle()
