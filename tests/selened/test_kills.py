@@ -5,8 +5,8 @@ Two hosts (two daemons over loopback), with clients that send and receive all th
 relayed, and on one host through shared memory. After each kill they pause, and then every buffer of both hosts must be
 accounted for, exactly: nothing referenced, nothing held, no edge, route or descriptor left over.
 
-`QOS_KILLS=1000` is the number of clients that are killed, and a fifth of it that of each daemon process; the default is
-for every day.
+`QOS_KILLS=1000` is the number of clients that are killed and of changes of path, and a fifth of it that of kills of each
+daemon process; the default is for every day.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 STORM: Final = Path(__file__).resolve().parents[2] / "build/tests/storm"
 KILLS: Final = int(os.environ.get("QOS_KILLS", "40"))
 DAEMON_KILLS: Final = max(1, KILLS // 5)
+CHANGES: Final = KILLS
 SEED: Final = int(os.environ.get("QOS_SEED", "1"))
 
 
@@ -202,3 +203,21 @@ def test_clients_come_back_by_themselves_after_selened_dp_is_killed(system: Syst
         system.wait_for_flow()
         system.settle()
     system.no_descriptors_left()
+
+
+def test_paths_change_under_traffic_without_loss_duplicate_or_reorder(system: System) -> None:
+    """A second process listens beside a direct sink, and goes: each time the way changes to that through selened-dp and
+    back. `CHANGES` visits are twice as many changes."""
+    left, right = system.hosts
+    before = [record["epoch"] for record in left.info("source")]
+    visitors = [
+        subprocess.Popen([STORM, "visitor", channel, str(CHANGES // 2)], env=environment(host), stderr=subprocess.PIPE)
+        for host, channel in ((right, "1"), (left, "2"))
+    ]
+    for visitor in visitors:
+        said = visitor.communicate(timeout=TIMEOUT_S + CHANGES)[1]
+        assert visitor.returncode == 0, said
+    system.settle()
+    system.nothing_went_wrong()
+    after = [record["epoch"] for record in left.info("source")]
+    assert sum(after) - sum(before) >= CHANGES, "the way did change"

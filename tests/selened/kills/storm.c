@@ -6,6 +6,7 @@
  *                                         more and gives everything back, `n` looks again whether there is something to give back, `r`
  *                                         goes on, `s` tells its counters.
  *   storm victim SEED [relayed]           does what a client can do, in random order, until it is killed
+ *   storm visitor CHANNEL TIMES           opens a sink on the channel and closes it, so many times, each after a message
  */
 #include <errno.h>
 #include <poll.h>
@@ -232,6 +233,24 @@ static int victim(uint64_t seed)
     }
 }
 
+/* ---- visitor ---- */
+
+static int visitor(uint64_t channel, unsigned times)
+{
+    selene_stream *stream = open_stream(1);
+    for (unsigned i = 0; i < times; i++) {
+        selene_sink *sink;
+        selene_buffer buffer;
+        check(selene_create_sink(stream, channel, NULL, NULL, &sink), "sink");
+        for (unsigned n = draw(64) + 1; n > 0; n--) {
+            check(selene_consume_data(sink, 0, &buffer), "consume");
+            check(selene_release_buffer(sink, &buffer), "release");
+        }
+        selene_close_sink(sink);
+    }
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -245,6 +264,13 @@ int main(int argc, char **argv)
         open_session(argc > 3);
         return victim(strtoull(argv[2], NULL, 10));
     }
-    fputs("usage: storm steady SEND RECEIVE [relayed] | storm victim SEED [relayed]\n", stderr);
+    if (argc >= 4 && strcmp(argv[1], "visitor") == 0) {
+        state = 77;
+        open_session(0);
+        return visitor(strtoull(argv[2], NULL, 10), (unsigned)strtoul(argv[3], NULL, 10));
+    }
+    fputs("usage: storm steady SEND RECEIVE [relayed] | storm victim SEED [relayed] |"
+          " storm visitor CHANNEL TIMES\n",
+          stderr);
     return 2;
 }

@@ -152,6 +152,13 @@ struct remote {
     uint32_t seen; /* highest credit value received */
     _Atomic uint32_t taken;
     _Atomic uint32_t credited; /* last value sent */
+    /* change of path; the receiver's */
+    bool started;
+    uint32_t epoch;      /* of the path that is in force */
+    uint64_t awaited;    /* sequence behind what has come on it */
+    struct item **aside; /* what came on the next path before all of this one has; NULL until there was any */
+    uint32_t aside_count;
+    uint64_t aside_ns; /* since when */
     uint32_t sinks;
     struct inflow *inflows[SELENE_MAX_DESTS];
 };
@@ -356,6 +363,7 @@ struct selene_session {
     struct item *items;                      /* free: no references */
     _Atomic uint32_t item_hint;              /* probably free, and still in the cache */
     const struct selene_sink *receiving_for; /* the receiver's own sink: it looks when it is done */
+    uint32_t changing_paths;                 /* remote sources with datagrams set aside; the receiver's */
     pthread_mutex_t relay_lock;
 };
 
@@ -439,6 +447,11 @@ void selene_accept_update(struct selene_session *s, struct selene_sink *sink, co
 void selene_pair(struct selene_session *s); /* remote_lock held: connect the socket if there is but one peer */
 void selene_remotes_forget(struct selene_session *s, struct selene_sink *sink);
 
+/* path.c: hand out in the order of the paths. The caller is the receiver. */
+void selene_path_deliver(struct selene_session *s, struct remote *r, struct item *item); /* remote_lock held */
+/* Hand out what has been set aside for long enough; how long the caller may wait for more. */
+uint64_t selene_path_due(struct selene_session *s, uint64_t timeout_ns);
+
 /* receive.c */
 int selene_receive(struct selene_session *s, uint64_t timeout_ns);                    /* the caller is the receiver */
 bool selene_receiver_enter(struct selene_session *s, const struct selene_sink *sink); /* of the caller, or NULL */
@@ -447,6 +460,8 @@ void selene_receiver_leave(struct selene_session *s);
 void selene_receiver_nudge(struct selene_session *s);
 void selene_next_turn(struct selene_session *s);
 void selene_item_drop(struct selene_session *s, struct item *item);
+/* Queue at the sinks of its source; the item has one reference. remote_lock held. */
+void selene_hand_out(struct selene_session *s, struct item *item);
 int selene_receive_init(struct selene_session *s);
 void selene_receive_free(struct selene_session *s);
 

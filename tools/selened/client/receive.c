@@ -132,7 +132,34 @@ struct arrival {
     uint64_t slice;
 };
 
-/* Queue at the sinks. Whether anybody keeps it. */
+void selene_hand_out(struct selene_session *s, struct item *item)
+{
+    struct remote *r = item->remote;
+    if (r->sinks == 0) { /* they were closed while it was set aside */
+        selene_item_drop(s, item);
+        return;
+    }
+    qos_store_relaxed(&item->references, r->sinks);
+    qos_store_relaxed(&item->untaken, r->sinks);
+    uint32_t credit = item->wire.credit;
+    bool reliable = item->wire.flags & QOS_WIRE_RELIABLE;
+    for (uint32_t i = 0; i < r->sinks; i++) {
+        struct selene_sink *sink = r->inflows[i]->sink;
+        if (selene_sink_queue(sink, item, r->inflows[i])) {
+            if (sink != s->receiving_for)
+                selene_sink_notify(sink);
+        } else {
+            count(&sink->counters->dropped, item->wire.count);
+            selene_item_taken(s, item);
+            selene_item_drop(s, item);
+        }
+    }
+    /* the sinks may be done with the item by now */
+    if (!reliable)
+        selene_credit_taken(s, r, credit);
+}
+
+/* Hand it to the sinks, or set it aside. Whether anybody keeps it. */
 static bool deliver(struct selene_session *s, const struct arrival *a, const struct qos_wire *wire, struct remote *r)
 {
     struct item *item = r->sinks ? item_new(s) : NULL;
@@ -153,8 +180,7 @@ static bool deliver(struct selene_session *s, const struct arrival *a, const str
     item->memory = NULL;
     item->remote = r;
     item->arrived_ns = s->arrived_ns;
-    qos_store_relaxed(&item->references, r->sinks);
-    qos_store_relaxed(&item->untaken, r->sinks);
+    qos_store_relaxed(&item->references, 1);
     qos_store_relaxed(&item->busy, true);
     if (a->slab) {
         qos_add_relaxed(&s->slab_references[a->slab - 1], 1);
@@ -162,19 +188,7 @@ static bool deliver(struct selene_session *s, const struct arrival *a, const str
         selene_memory_hold(s->memory);
         item->memory = s->memory;
     }
-    for (uint32_t i = 0; i < r->sinks; i++) {
-        struct selene_sink *sink = r->inflows[i]->sink;
-        if (selene_sink_queue(sink, item, r->inflows[i])) {
-            if (sink != s->receiving_for)
-                selene_sink_notify(sink);
-        } else {
-            count(&sink->counters->dropped, wire->count);
-            selene_item_taken(s, item);
-            selene_item_drop(s, item);
-        }
-    }
-    if (!(wire->flags & QOS_WIRE_RELIABLE))
-        selene_credit_taken(s, r, wire->credit);
+    selene_path_deliver(s, r, item);
     return true;
 }
 
@@ -380,13 +394,30 @@ static void sleep_for_ring(struct selene_session *s, uint64_t timeout_ns)
     atomic_store_explicit(waiting, SELENE_AWAKE, memory_order_relaxed);
 }
 
+/* While something is set aside: what it waits for is in the socket or in the ring, and each may hold a lot. */
+static int drain_paths(struct selene_session *s)
+{
+    int kept = 0, n;
+    for (int i = 0; i < RX_ITEMS && s->changing_paths && (n = receive_socket(s, 0)) > 0; i++)
+        kept += n;
+    return kept + receive_ring(s);
+}
+
 /* Take what has arrived; wait up to timeout_ns if nothing has. The caller is the receiver. How many datagrams were queued. */
 int selene_receive(struct selene_session *s, uint64_t timeout_ns)
 {
     struct memory *m = s->memory;
+    int kept = 0;
+    if (QOS_UNLIKELY(s->changing_paths)) {
+        kept = drain_paths(s);
+        if (kept == 0)
+            timeout_ns = selene_path_due(s, timeout_ns);
+        if (kept > 0 || timeout_ns == 0)
+            return kept;
+    }
     if (!qos_load_relaxed(&s->ring_used) && m->udp)
         return receive_socket(s, timeout_ns);
-    int kept = receive_socket(s, 0) + receive_ring(s);
+    kept = receive_socket(s, 0) + receive_ring(s);
     if (kept > 0 || timeout_ns == 0)
         return kept;
     /* Left in their ring, outcomes would keep a sink from sleeping; only a source waits for them. */
@@ -422,6 +453,9 @@ void selene_receive_free(struct selene_session *s)
             s->remotes[i] = r->next;
             for (uint32_t k = 0; k < r->sinks; k++)
                 free(r->inflows[k]);
+            for (uint32_t k = 0; k < r->aside_count; k++)
+                selene_item_drop(s, r->aside[k]);
+            free(r->aside);
             free(r);
         }
     }

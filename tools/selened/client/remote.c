@@ -38,6 +38,7 @@ static void remote_free(struct remote *r)
         qos_sub_acq_rel(&r->inflows[i]->sink->remotes, 1);
         free(r->inflows[i]);
     }
+    free(r->aside);
     free(r);
 }
 
