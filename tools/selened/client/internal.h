@@ -148,6 +148,7 @@ struct remote {
     struct qos_address address;
     bool relayed;
     uint64_t closed_ns; /* 0: announced */
+    uint64_t direct_ns; /* when its path ceased to be direct */
     uint32_t window;
     uint32_t seen; /* highest credit value received */
     _Atomic uint32_t taken;
@@ -353,6 +354,7 @@ struct selene_session {
     bool paired; /* the socket is connected to the only peer there is */
     struct qos_address pair;
     _Atomic bool pair_again;          /* somebody had to undo it for a moment */
+    _Atomic uint64_t pair_due_ns;     /* not 0: it may be possible then */
     struct selene_counters *counters; /* of the session itself: what was refused */
     uint8_t *slabs;
     _Atomic uint32_t slab_references[RX_SLABS];

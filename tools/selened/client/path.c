@@ -10,7 +10,8 @@
 #include "internal.h"
 
 #define ASIDE_MAX 1024u
-#define ASIDE_NS 200000000u /* longer than a process on the way is kept from its processor */
+#define BEST_EFFORT_NS 50000000u /* how long what is missing is waited for */
+#define RELIABLE_NS 1000000000u  /* longer than anybody on the way is kept from its processor */
 
 static void progress(struct remote *r, const struct item *item)
 {
@@ -93,14 +94,15 @@ uint64_t selene_path_due(struct selene_session *s, uint64_t timeout_ns)
     uint64_t now = qos_clock_monotonic_ns();
     for (uint32_t i = 0; i < 256; i++) {
         for (struct remote *r = s->remotes[i]; r; r = r->next) {
-            uint64_t passed = now - r->aside_ns;
             if (r->aside_count == 0)
                 continue;
-            if (passed >= ASIDE_NS) {
+            uint64_t passed = now - r->aside_ns;
+            uint64_t patience = r->aside[0]->wire.flags & QOS_WIRE_RELIABLE ? RELIABLE_NS : BEST_EFFORT_NS;
+            if (passed >= patience) {
                 give_up(s, r);
                 timeout_ns = 0; /* there is something for the sinks now */
-            } else if (timeout_ns > ASIDE_NS - passed) {
-                timeout_ns = ASIDE_NS - passed;
+            } else if (timeout_ns > patience - passed) {
+                timeout_ns = patience - passed;
             }
         }
     }

@@ -8,6 +8,8 @@
 
 #include "internal.h"
 
+#define PAIR_GRACE_NS 2000000000u
+
 /* ---- Remote sources; remote_lock held ---- */
 
 static struct remote **chain(struct selene_session *s, uint64_t id)
@@ -64,14 +66,27 @@ static bool only_peer(const struct qos_address **peer, const struct qos_address 
     return qos_address_equal(*peer, a);
 }
 
+/* Whether datagrams of it may still come to our socket; a connected socket drops those of others. */
+static bool comes_directly(struct selene_session *s, const struct remote *r, uint64_t now)
+{
+    if (!r->relayed)
+        return true;
+    if (r->direct_ns == 0 || now - r->direct_ns >= PAIR_GRACE_NS)
+        return false;
+    qos_store_relaxed(&s->pair_due_ns, now + PAIR_GRACE_NS);
+    return true;
+}
+
 void selene_pair(struct selene_session *s)
 {
     struct qos_datapath *udp = s->memory->udp;
+    uint64_t now = qos_clock_monotonic_ns();
+    qos_store_relaxed(&s->pair_due_ns, 0);
     const struct qos_address *peer = NULL;
     bool one = udp != NULL;
     for (uint32_t i = 0; one && i < 256; i++)
         for (struct remote *r = s->remotes[i]; one && r; r = r->next)
-            one = r->relayed || only_peer(&peer, &r->address);
+            one = !comes_directly(s, r, now) || only_peer(&peer, &r->address);
     for (struct selene_source *x = s->sending; one && x; x = x->next_sending)
         for (uint32_t i = 0; one && i < x->dest_count; i++)
             one = only_peer(&peer, &x->dests[i].address);
@@ -112,6 +127,8 @@ static void accept_one(struct selene_session *s, struct selene_sink *sink, const
         *chain(s, e->source) = r;
     }
     r->address = selene_address(&e->address);
+    if (!r->relayed && e->flags & SELENE_RELAYED)
+        r->direct_ns = qos_clock_monotonic_ns();
     r->relayed = e->flags & SELENE_RELAYED;
     if (r->relayed)
         qos_store_release(&s->ring_used, true);

@@ -229,6 +229,12 @@ void *selene_service(void *arg)
             count_due = now + CALIBRATE_NS * 9 / 10;
             count_edges(s);
         }
+        uint64_t pair_due = qos_load_relaxed(&s->pair_due_ns);
+        if (pair_due && now >= pair_due) {
+            pthread_mutex_lock(&s->remote_lock);
+            selene_pair(s);
+            pthread_mutex_unlock(&s->remote_lock);
+        }
         if (s->control_fd < 0 && s->options.reconnect && now >= s->retry_ns)
             reconnect(s);
         else if (s->control_fd < 0 && now >= s->retry_ns)

@@ -54,11 +54,24 @@ static void note_credit(struct selene_source *source)
         source->credit_top = source->relay.sent;
 }
 
-static void path_begin(struct selene_source *source, struct dest *d)
+/* What is under way on the path that this one replaces is still to be taken in, so it is no room for more: a sink that is slow would
+ * be given a window again at each change. Credit of the new path, or the answer to a probe on it, says that it has been. */
+static void path_begin(struct selene_source *source, struct dest *d, uint32_t under_way)
 {
     source->credit_top += CREDIT_JUMP;
     d->sent = source->credit_top;
-    qos_store_relaxed(&d->acked, source->credit_top);
+    qos_store_relaxed(&d->acked, source->credit_top - under_way);
+}
+
+/* The most that is under way on one of the paths in force. */
+static uint32_t under_way(const struct selene_source *source)
+{
+    uint32_t most = source->relayed ? source->relay.sent - qos_load_relaxed(&source->relay.acked) : 0;
+    for (uint32_t k = 0; k < source->dest_count; k++) {
+        uint32_t n = source->dests[k].sent - qos_load_relaxed(&source->dests[k].acked);
+        most = n > most ? n : most;
+    }
+    return most;
 }
 
 /* The datapath process was replaced: what was in its memory is lost, and its edges with it. */
@@ -103,10 +116,11 @@ static void route_replace(struct selene_source *source)
     (void)selene_flush_locked(source); /* on the old path, under the old epoch */
     struct dest *dests = source->new_dests, *old = source->dests;
     note_credit(source);
+    uint32_t left = under_way(source);
     if (source->new_flags & SELENE_RELAYED && !source->relayed)
-        path_begin(source, &source->relay);
+        path_begin(source, &source->relay, left);
     for (uint32_t i = 0; i < source->new_count; i++) {
-        path_begin(source, &dests[i]);
+        path_begin(source, &dests[i], left);
         for (uint32_t k = 0; k < source->dest_count; k++) {
             if (!qos_address_equal(&dests[i].address, &old[k].address))
                 continue;

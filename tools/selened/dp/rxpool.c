@@ -152,7 +152,9 @@ int dp_rxpool_within_quota(const struct dp_rxpool *pool, const struct dp_session
     uint32_t quota = SELENE_RX_BUFFERS / 4;
     if (pool->session_count > 3)
         quota = (SELENE_RX_BUFFERS - QUOTA_RESERVE) / pool->session_count;
-    return session->holds[buffer] != 0 || session->held < (quota > 0 ? quota : 1);
+    /* Buffers are shared, so what a session holds may be spread thinly over many: the quota counts when they are scarce. */
+    return session->holds[buffer] != 0 || pool->free_count > SELENE_RX_BUFFERS / 4 ||
+           session->held < (quota > 0 ? quota : 1);
 }
 
 void dp_rxpool_hold(struct dp_rxpool *pool, struct dp_session *session, uint64_t slice)
