@@ -123,7 +123,7 @@ static void setup_with_socket(void)
     static struct qos_datapath udp = {.ops = &ops};
     static uint8_t slabs[QOS_POOL_STRIDE];
     setup();
-    memory.udp = &udp;
+    memory.udp = memory.net = &udp;
     session.slabs = slabs;
 }
 

@@ -40,7 +40,7 @@ static void setup(void)
     memset(received, 0, sizeof received);
     memset(items, 0, 2 * sizeof *items);
     udp.ops = &ops;
-    memory = (struct memory){.references = 1, .udp = &udp};
+    memory = (struct memory){.references = 1, .udp = &udp, .net = &udp};
     session.memory = &memory;
     session.items = items;
     session.slabs = slabs;
