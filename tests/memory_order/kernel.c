@@ -65,13 +65,20 @@ int __wrap_qos_futex_wait(const _Atomic uint32_t *word, uint32_t value, uint64_t
 
 int __wrap_qos_futex_wake(const _Atomic uint32_t *word, int count)
 {
+    unsigned asleep[MODEL_THREADS], n = 0;
     int woken = 0;
+    if (model_omits(MODEL_WAKE, word))
+        return 0;
     (void)model_futex(word, false);
-    for (unsigned t = 0; t < MODEL_THREADS && woken < count; t++) {
-        if (k.asleep[t] == word) {
-            k.asleep[t] = NULL;
-            woken++;
-        }
+    for (unsigned t = 0; t < MODEL_THREADS; t++)
+        if (k.asleep[t] == word)
+            asleep[n++] = t;
+    bool all = count >= (int)n;
+    for (; n > 0 && woken < count; woken++) {
+        unsigned i = all ? 0 : model_choose(n); /* whom it likes */
+        model_note(asleep[i]);
+        k.asleep[asleep[i]] = NULL;
+        asleep[i] = asleep[--n];
     }
     model_note((uint64_t)woken);
     return woken;

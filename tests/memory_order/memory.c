@@ -46,12 +46,16 @@ static bool releases(int order)
     return order == memory_order_release || order == memory_order_acq_rel || order == memory_order_seq_cst;
 }
 
+bool model_omits(enum model_access access, const volatile void *word)
+{
+    const struct model_mutant *x = m.mutant;
+    return x && x->thread == m.self && (x->access & access) && (!x->word || x->word == word);
+}
+
 /* A seq_cst access is taken for an acquire or release, which is less than the standard promises. */
 static int weakened(enum model_access access, const volatile void *word, int order)
 {
-    const struct model_mutant *x = m.mutant;
-    bool hit = x && x->thread == m.self && (x->access & access) && (!x->word || x->word == word);
-    return hit ? memory_order_relaxed : order;
+    return model_omits(access, word) ? memory_order_relaxed : order;
 }
 
 /* The location of a word, after a step; NULL: nobody else is concerned. */
@@ -155,6 +159,8 @@ uint64_t model_load(const volatile void *word, unsigned size, int order)
 
 void model_store(volatile void *word, unsigned size, uint64_t value, int order)
 {
+    if (m.active && model_omits(MODEL_OMIT, word))
+        return;
     struct location *l = m.active ? touch(word, size, true, false) : NULL;
     if (!l) {
         put(word, size, value);
@@ -168,6 +174,8 @@ void model_store(volatile void *word, unsigned size, uint64_t value, int order)
 uint64_t model_update(volatile void *word, unsigned size, uint64_t (*change)(uint64_t, uint64_t), uint64_t operand,
                       int order)
 {
+    if (m.active && model_omits(MODEL_OMIT, word))
+        return model_load(word, size, order);
     struct location *l = m.active ? touch(word, size, true, false) : NULL;
     if (!l) {
         uint64_t old = get(word, size);
@@ -187,6 +195,11 @@ uint64_t model_update(volatile void *word, unsigned size, uint64_t (*change)(uin
 bool model_compare_exchange(volatile void *word, unsigned size, uint64_t *expected, uint64_t desired, int order,
                             int failure)
 {
+    if (m.active && model_omits(MODEL_OMIT, word)) {
+        uint64_t wanted = *expected;
+        *expected = model_load(word, size, order);
+        return *expected == wanted;
+    }
     struct location *l = m.active ? touch(word, size, true, false) : NULL;
     if (!l) {
         uint64_t old = get(word, size);

@@ -25,9 +25,17 @@ struct model {
     void (*check)(void);                  /* after each that ended, or NULL; calls model_fail */
 };
 
-enum model_access { MODEL_LOAD = 1, MODEL_STORE = 2, MODEL_UPDATE = 4, MODEL_FENCE = 8 };
+enum model_access {
+    MODEL_LOAD = 1,
+    MODEL_STORE = 2,
+    MODEL_UPDATE = 4,
+    MODEL_FENCE = 8,
+    MODEL_WAKE = 16,
+    MODEL_OMIT = 32
+};
 
-/* A deliberate mistake: these accesses of this thread to this word (NULL: any) are made relaxed; a fence is left out. */
+/* A deliberate mistake: these accesses of this thread to this word (NULL: any) are made relaxed. Left out are a fence, the wake-up of who
+ * sleeps on this futex (MODEL_WAKE), and what would be written (MODEL_OMIT). */
 struct model_mutant {
     const char *what;
     unsigned thread;
@@ -67,6 +75,10 @@ void model_plain(const volatile void *address, unsigned size, bool write);
 /* ---- For kernel.c ---- */
 /* A step that others can see: let any thread go first. `ready` (or NULL): when this one can go on. */
 void model_step(bool (*ready)(const void *), const void *argument);
+/* One of n that are possible. */
+unsigned model_choose(unsigned n);
+/* Whether the mutant leaves it out. */
+bool model_omits(enum model_access access, const volatile void *word);
 /* What this step has found goes into the state. */
 void model_note(uint64_t value);
 /* A futex operation on a word: the value that a wait found. Those on one word follow one another, and each sees what those before it

@@ -114,8 +114,7 @@ extern struct word words[WORDS];
 extern struct shadow shadows[SHADOW];
 extern uint8_t stacks[MODEL_THREADS][STACK];
 
-/* search.c: one of n that are possible; the end of this execution; what model_print_trace shows. */
-unsigned model_choose(unsigned n);
+/* search.c: the end of this execution; what model_print_trace shows. */
 _Noreturn void model_leave(void);
 void model_trace(const char *what, const volatile void *word, uint64_t value, int order);
 

@@ -6,6 +6,7 @@
 #include "../../tools/selened/dp/data.c"
 
 #include <endian.h>
+#include <poll.h>
 
 #include "frame.h"
 #include "internal.h"
@@ -14,6 +15,7 @@
 #define WORDS 8
 #define WAKE_FD MODEL_FD
 #define DOORBELL (MODEL_FD + 1)
+#define EVENT (MODEL_FD + 2)
 
 static struct selene_session session;
 static struct memory memory;
@@ -123,7 +125,7 @@ static void setup_with_socket(void)
     static struct qos_datapath udp = {.ops = &ops};
     static uint8_t slabs[QOS_POOL_STRIDE];
     setup();
-    memory.udp = &udp;
+    memory.udp = memory.net = &udp;
     session.slabs = slabs;
 }
 
@@ -177,6 +179,90 @@ static void test_client_sleeps_on_doorbell(void)
     MODEL_CHECK(&model, WAKE_MUTANTS);
 }
 
+/* ---- To a client that polls the descriptors ---- */
+
+static void setup_polled(void)
+{
+    setup_with_socket();
+    session.polled = true;
+    sink.poll_fd = sink.event_fd = EVENT;
+}
+
+static bool consume_now(void)
+{
+    selene_buffer buffer;
+    if (selene_consume_data(&sink, SELENE_DONTWAIT, &buffer) != 1)
+        return false;
+    MODEL_ASSERT(buffer.sequence == 1 && selene_release_buffer(&sink, &buffer) == 0);
+    return true;
+}
+
+static void data_thread_pushes_one(void)
+{
+    push_datagram(1);
+}
+
+/* Once: while another has the role, the doorbell goes on ringing. */
+static void client_polls(void)
+{
+    struct pollfd p[2] = {{EVENT, POLLIN, 0}, {DOORBELL, POLLIN, 0}};
+    if (!consume_now())
+        MODEL_ASSERT(ppoll(p, 2, NULL, NULL) > 0);
+}
+
+#define POLL_MUTANTS                                                                                                   \
+    {"no fence in the data thread", 0, MODEL_FENCE, NULL}, {"no fence in the client", 1, MODEL_FENCE, NULL},           \
+        {"publish relaxed", 0, MODEL_STORE, &((struct qos_ring *)(void *)rx)->tail},                                   \
+        {"not armed again", 1, MODEL_OMIT, &page.waiting},
+
+static void test_client_polls(void)
+{
+    static const struct model model = {setup_polled, {data_thread_pushes_one, client_polls}, NULL};
+    MODEL_CHECK(&model, POLL_MUTANTS);
+}
+
+/* Another thread of the session, for a source that waits for credit: it silences the doorbell too. */
+static void look_for_credit(void)
+{
+    if (selene_receiver_enter(&session, NULL)) {
+        (void)selene_receive(&session, 0);
+        selene_receiver_leave(&session);
+    }
+}
+
+static void test_another_silences_the_doorbell(void)
+{
+    static const struct model model = {setup_polled, {data_thread_pushes_one, client_polls, look_for_credit}, NULL};
+    MODEL_CHECK(&model, POLL_MUTANTS{"no fence in the other", 2, MODEL_FENCE, NULL}, );
+}
+
+/* ---- To a client with local sources too, asleep on all its descriptors ---- */
+
+static void setup_mixed(void)
+{
+    static _Alignas(QOS_CACHE_LINE) uint8_t link[1024];
+    static struct edge_in edge, *edges[] = {&edge};
+    setup_with_socket();
+    memset(&edge, 0, sizeof edge);
+    MODEL_ASSERT(qos_shm_size(8) <= sizeof link && qos_shm_init(link, 8) == 0);
+    MODEL_ASSERT(qos_shm_consumer_open(&edge.shm, link, 8, &memory.rx) == 0);
+    sink.event_fd = EVENT;
+    sink.edges = edges;
+    sink.edge_count = 1;
+    sink.courtesy.skip = UINT32_MAX; /* it would look at the clock */
+}
+
+static void client_takes_first(void)
+{
+    take(1);
+}
+
+static void test_client_sleeps_on_descriptors(void)
+{
+    static const struct model model = {setup_mixed, {data_thread_pushes_one, client_takes_first}, NULL};
+    MODEL_CHECK(&model, WAKE_MUTANTS);
+}
+
 /* ---- Receive buffers come back and are used again ---- */
 
 static void data_thread_uses_again(void)
@@ -205,6 +291,9 @@ int main(void)
     CHECK_RUN(test_data_thread_sleeps);
     CHECK_RUN(test_client_sleeps_on_futex);
     CHECK_RUN(test_client_sleeps_on_doorbell);
+    CHECK_RUN(test_client_polls);
+    CHECK_RUN(test_another_silences_the_doorbell);
+    CHECK_RUN(test_client_sleeps_on_descriptors);
     CHECK_RUN(test_receive_buffer_is_used_again);
     return check_done();
 }

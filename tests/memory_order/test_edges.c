@@ -39,6 +39,9 @@ static unsigned emitted[SOURCES], consumed[SINKS];
 #define BACK(source, sink)                                                                                             \
     ((struct qos_ring *)(void *)(links[source][sink] + QOS_SHM_RINGS + sizeof(struct qos_ring) + 2 * DEPTH * 8))
 
+#define WAITING(source, sink) (&((struct qos_shm_link *)(void *)links[source][sink])->waiting)
+#define BELL(source) ((const void *)pools[source])
+
 /* Have a buffer cut for messages of this size. */
 static void cut(unsigned source, uint32_t size)
 {
@@ -71,8 +74,25 @@ static void join(unsigned source, unsigned sink, bool alone)
     to->edges[to->edge_count++] = in;
 }
 
+/* From the network comes nothing. */
+static int nothing(struct qos_datapath *udp, struct qos_packet *packets, unsigned n)
+{
+    (void)udp;
+    (void)packets;
+    (void)n;
+    return 0;
+}
+
+static int no_fd(const struct qos_datapath *udp)
+{
+    (void)udp;
+    return -1;
+}
+
 static void setup_ends(void)
 {
+    static const struct qos_datapath_ops ops = {.rx = nothing, .wait_fd = no_fd};
+    static struct qos_datapath udp = {.ops = &ops};
     memset(source_sessions, 0, sizeof source_sessions);
     memset(sink_sessions, 0, sizeof sink_sessions);
     memset(counters, 0, sizeof counters);
@@ -82,7 +102,13 @@ static void setup_ends(void)
         struct memory *m = &memories[i];
         struct qos_pool *pool = m->pool;
         struct qos_cache *cache = sources[i].cache;
-        *m = (struct memory){.tx_base = pools[i], .pool = pool, .tx_buffers = 1};
+        *m = (struct memory){.references = SINKS + 1,
+                             .tx_base = pools[i],
+                             .pool = pool,
+                             .page = (struct selene_page *)(void *)page,
+                             .tx_buffers = 1,
+                             .udp = &udp,
+                             .net = &udp};
         memset(&sources[i], 0, sizeof sources[i]);
         sources[i].sequence = 1; /* at 0 it would look for what came back */
         sources[i].session = &source_sessions[i];
@@ -106,6 +132,7 @@ static void setup_ends(void)
     }
     for (unsigned i = 0; i < SINKS; i++) {
         memset(&sinks[i], 0, sizeof sinks[i]);
+        sink_sessions[i].memory = sinks[i].memory = &memories[0];
         sinks[i].session = &sink_sessions[i];
         sinks[i].stream = &stream;
         sinks[i].event_fd = FD(i);
@@ -206,14 +233,42 @@ static void test_sleep_on_link(void)
     MODEL_CHECK(&model, {"no fence in the waker", 0, MODEL_FENCE, NULL},
                 {"no fence in the sleeper", 1, MODEL_FENCE, NULL},
                 {"publish relaxed", 0, MODEL_STORE, &FORWARD(0, 0)->tail},
-                {"the sink's look relaxed", 1, MODEL_LOAD, &FORWARD(0, 0)->tail}, );
+                {"the sink's look relaxed", 1, MODEL_LOAD, &FORWARD(0, 0)->tail},
+                {"no wake-up", 0, MODEL_WAKE, WAITING(0, 0)}, );
 }
 
 static void test_change_on_link(void)
 {
     static const struct model model = {setup_link, {change, await_change}, NULL};
     MODEL_CHECK(&model, {"no fence in the waker", 0, MODEL_FENCE, NULL},
-                {"no fence in the sleeper", 1, MODEL_FENCE, NULL}, );
+                {"no fence in the sleeper", 1, MODEL_FENCE, NULL}, {"no wake-up", 0, MODEL_WAKE, WAITING(0, 0)},
+                {"the word does not change", 0, MODEL_OMIT, WAITING(0, 0)}, );
+}
+
+/* The service thread has found the sink on its link, but a message wakes it first, and it goes to sleep on its descriptors, for a remote
+ * source was announced. */
+static void setup_just_woken(void)
+{
+    setup_link();
+    sinks[0].sleeping = SLEEP_LINK;
+}
+
+static void announce_remote(void)
+{
+    qos_add_acq_rel(&sinks[0].remotes, 1);
+    selene_sink_wake(&sinks[0]);
+}
+
+static void consume_one(void)
+{
+    consume(0);
+}
+
+static void test_link_becomes_fd(void)
+{
+    static const struct model model = {setup_just_woken, {emit_one, announce_remote, consume_one}, NULL};
+    MODEL_CHECK(&model, {"no fence in the source", 0, MODEL_FENCE, NULL},
+                {"no fence in the sleeper", 2, MODEL_FENCE, NULL}, );
 }
 
 /* ---- Several sinks of one source: asleep on its bell ---- */
@@ -241,7 +296,8 @@ static void test_two_sleep_on_bell(void)
 {
     static const struct model model = {setup_two_on_bell, {emit_one, consume_as_second, consume_as_second}, NULL};
     MODEL_CHECK(&model, {"no fence in the waker", 0, MODEL_FENCE, NULL},
-                {"no fence in one sleeper", 2, MODEL_FENCE, NULL}, );
+                {"no fence in one sleeper", 2, MODEL_FENCE, NULL}, {"the bell does not change", 0, MODEL_OMIT, BELL(0)},
+                {"no wake-up", 0, MODEL_WAKE, BELL(0)}, {"who was woken wakes nobody", 1, MODEL_WAKE, BELL(0)}, );
 }
 
 /* ---- Several sources: asleep on the eventfd ---- */
@@ -322,9 +378,6 @@ static void setup_announced(void)
     setup_two_sources();
     sinks[0].edge_count = 1;
     flows[1][0].edges = 0;
-    sink_sessions[0].memory = &memories[0];
-    memories[0].references = 2;
-    memories[0].page = (struct selene_page *)(void *)page;
 }
 
 static void announce(void)
@@ -356,6 +409,7 @@ int main(void)
 {
     CHECK_RUN(test_sleep_on_link);
     CHECK_RUN(test_change_on_link);
+    CHECK_RUN(test_link_becomes_fd);
     CHECK_RUN(test_sleep_on_bell);
     CHECK_RUN(test_two_sleep_on_bell);
     CHECK_RUN(test_sleep_on_eventfd);

@@ -40,7 +40,7 @@ static void setup(void)
     memset(received, 0, sizeof received);
     memset(items, 0, 2 * sizeof *items);
     udp.ops = &ops;
-    memory = (struct memory){.references = 1, .udp = &udp};
+    memory = (struct memory){.references = 1, .udp = &udp, .net = &udp};
     session.memory = &memory;
     session.items = items;
     session.slabs = slabs;
@@ -119,6 +119,28 @@ static void test_both_get_the_role(void)
 {
     static const struct model model = {setup, {become_receiver, become_receiver}, NULL};
     MODEL_CHECK(&model, {"no fence in one of them", 0, MODEL_FENCE, NULL}, );
+}
+
+/* The service thread wants the role: no sink takes it before, but none sleeps behind nobody either. */
+static void want_role(void)
+{
+    qos_store_relaxed(&session.role_wanted, true);
+    if (selene_receiver_enter(&session, NULL))
+        selene_receiver_leave(&session);
+    qos_store_relaxed(&session.role_wanted, false);
+}
+
+static void sleep_twice(void)
+{
+    selene_sink_sleep(&sinks[1], UINT64_MAX);
+    selene_sink_sleep(&sinks[1], UINT64_MAX);
+}
+
+static void test_role_is_wanted(void)
+{
+    static const struct model model = {setup, {want_role, sleep_twice}, NULL};
+    MODEL_CHECK(&model, {"no fence in the service thread", 0, MODEL_FENCE, NULL},
+                {"no fence in the sleeper", 1, MODEL_FENCE, NULL}, {"nobody is woken", 0, MODEL_WAKE, &session.turn}, );
 }
 
 /* What the receiver alone may touch, as receiving_for, is handed over with the role. */
@@ -224,6 +246,7 @@ int main(void)
     CHECK_RUN(test_datagram_for_a_follower);
     CHECK_RUN(test_role_is_handed_over);
     CHECK_RUN(test_both_get_the_role);
+    CHECK_RUN(test_role_is_wanted);
     CHECK_RUN(test_one_receiver_at_a_time);
     CHECK_RUN(test_queue_is_full);
     CHECK_RUN(test_item_is_used_again);

@@ -112,7 +112,9 @@ static void wait_on_fds(struct selene_session *s, uint64_t timeout_ns)
     pthread_mutex_unlock(&s->lock);
     qos_fence_seq_cst(); /* pairs with the fences of producers, receiver and datapath process */
     struct timespec ts = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
-    if (!look_round(s).any && ppoll(p, 3, &ts, NULL) > 0) {
+    struct wanted w = look_round(s);
+    bool ring = w.remote && p[2].fd >= 0 && selene_ring_left(s, m); /* for what came while nobody slept nobody rang */
+    if (!w.any && !ring && ppoll(p, 3, &ts, NULL) > 0) {
         uint64_t drop;
         char bell[64];
         if (p[0].revents && read(s->callback_fd, &drop, sizeof drop) < 0)

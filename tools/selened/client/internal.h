@@ -500,6 +500,13 @@ static inline void count(uint64_t *counter, uint64_t n)
     __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + n, __ATOMIC_RELAXED);
 }
 
+/* Whether the receive ring holds something that nobody looks at. Not by its handle, which is the receiver's alone. */
+static inline bool selene_ring_left(const struct selene_session *s, const struct memory *m)
+{
+    const struct qos_ring *ring = m->relay_rx.ring;
+    return qos_load_relaxed(&ring->head) != qos_load_relaxed(&ring->tail) && qos_load_relaxed(&s->receiving) == 0;
+}
+
 /* What a source hands over next leaves this library now. */
 static inline void selene_stamp_handed(struct selene_source *source)
 {

@@ -203,10 +203,12 @@ void selene_sink_wake(struct selene_sink *sink)
     if (how == SLEEP_BELL) {
         qos_futex_wake(qos_load_relaxed(&sink->bell), INT_MAX);
     } else if (how == SLEEP_LINK) {
-        /* it sleeps without a time-out: the word changes first, so that this cannot come between its look and its sleep */
+        /* It sleeps without a time-out: the word changes first, so that this cannot come between its look and its sleep. Unless it
+         * has been woken meanwhile: by now the word may say that it sleeps in another way. */
         _Atomic uint32_t *word = &sink->edges[0]->shm.link->waiting;
-        qos_store_release(word, QOS_SHM_AWAKE);
-        qos_futex_wake(word, 1);
+        how = QOS_SHM_ON_LINK;
+        if (qos_cas_acq_rel(word, &how, QOS_SHM_AWAKE))
+            qos_futex_wake(word, 1);
     } else if (how == SLEEP_RECEIVER) {
         selene_receiver_nudge(sink->session);
     }

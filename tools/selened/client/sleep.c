@@ -92,7 +92,8 @@ static void sleep_on_fds(struct selene_sink *sink, uint64_t timeout_ns)
     selene_edges_wait(sink, QOS_SHM_ON_FD);
     qos_fence_seq_cst(); /* pairs with the fences of producers, receiver and datapath process */
     struct timespec ts = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
-    if (!selene_sink_ready(sink) && ppoll(p, 3, &ts, NULL) > 0) {
+    /* the ring too: for what came while nobody slept the doorbell was not rung */
+    if (!selene_sink_ready(sink) && !(ring && selene_ring_left(s, m)) && ppoll(p, 3, &ts, NULL) > 0) {
         uint64_t drop;
         char bell[64];
         if (p[0].revents && read(sink->event_fd, &drop, sizeof drop) < 0)
