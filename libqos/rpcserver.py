@@ -30,6 +30,7 @@ Params = dict[str, Any]
 Method = Callable[[Params, Peer], Awaitable[Any] | AsyncIterator[Any]]
 
 _BUFFER_BYTES: Final = 256 << 10
+_SO_PASSRIGHTS: Final = 83  # asm-generic/socket.h; the module socket lacks it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,9 @@ class Server:
     async def start(self) -> None:
         """Bind and listen. Raises OSError (EADDRINUSE when the file exists)."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.suppress(OSError):  # before Linux 6.16
+            # To close what a stranger passes can block, so it is refused. Whoever connects inherits that.
+            listener.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
         try:
             listener.bind(os.fspath(self.path))
             # Before listen(), so that nobody can connect under the mode that the umask gave.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import socket
 import subprocess
@@ -102,10 +103,14 @@ def test_the_end_of_a_client_leaves_nothing(daemon: Any, until: Any) -> None:
 
 def test_a_session_that_the_datapath_process_ends_is_ended_here(daemon: Any, until: Any) -> None:
     client = daemon.client()
-    client.session.send(b"rubbish")
+    _, fds, _, _ = socket.recv_fds(client.session, wire.MAX_PACKET, wire.MAX_FDS)
+    client.fds += fds
+    with mmap.mmap(fds[1], 0) as page:  # the tail of its release ring
+        page[lib.SELENE_PAGE_RELEASE + 64 : lib.SELENE_PAGE_RELEASE + 72] = b"\xff" * 8
+    os.eventfd_write(fds[3], 1)
     assert client.receive() == b""
     until(lambda: not daemon.info("session"), "the end of the session")
-    until(lambda: "sent something on its session socket" in daemon.said(), "the reason")
+    until(lambda: "impossible index in the release ring" in daemon.said(), "the reason")
 
 
 # ---- Streams ----

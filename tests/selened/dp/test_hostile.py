@@ -117,14 +117,6 @@ def _release_nonsense(client: Client) -> None:
     client.release.push(2**64 - 1)
 
 
-def _talk(client: Client) -> None:
-    client.socket.send(b"hello")
-
-
-def _talk_with_descriptors(client: Client) -> None:
-    socket.send_fds(client.socket, [b"x" * 1000], client.fds)
-
-
 @pytest.mark.parametrize(
     "do",
     [
@@ -134,8 +126,6 @@ def _talk_with_descriptors(client: Client) -> None:
         _release_index,
         _release_nothing,
         _release_nonsense,
-        _talk,
-        _talk_with_descriptors,
     ],
 )
 def test_who_breaks_the_protocol_is_cut_off(start: Start, do: Callable[[Client], None]) -> None:
@@ -202,10 +192,24 @@ def test_a_flood_of_wake_ups_is_cut_off(start: Start) -> None:
     _works(good)
 
 
-def test_an_empty_packet_is_a_sign_of_life(start: Start) -> None:
+def test_too_many_malformed_entries_are_cut_off(start: Start) -> None:
+    dp, bad, good = _witness(start)
+    for _ in range(999):
+        assert bad.send(b"\0" * HEADER.size) == 71
+    bad.put(b"\0" * HEADER.size)
+    assert dp.gone() == (1, 71, "1,000 malformed entries in the transmit ring")
+    _works(good)
+
+
+def test_nothing_is_taken_from_a_client(start: Start) -> None:
+    """Neither packets nor descriptors: to close what somebody else has passed can block."""
     _, bad, good = _witness(start)
-    for _ in range(3):
-        bad.socket.send(b"")
+    with socket.socket(fileno=bad.bell_fd) as bell:
+        for to in (bad.socket, bell):
+            for data in (b"", b"hello", b"x" * 1000):
+                with pytest.raises(BrokenPipeError):
+                    socket.send_fds(to, [data], bad.fds)
+        bell.detach()
     assert bad.send(encode(DATA, SOURCE, b"x")) == 0
     good.take()
     _works(good)

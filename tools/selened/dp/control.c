@@ -17,7 +17,9 @@
 
 int dp_control_watch(const struct dp_control *c, int fd, enum dp_tag tag, uint32_t slot)
 {
-    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP, .data = {.u64 = (uint64_t)tag << 32 | slot}};
+    /* nothing can come from a client (dp_session_create), so of its socket only the end is of interest */
+    struct epoll_event event = {.events = tag == DP_TAG_SESSION ? 0 : EPOLLIN | EPOLLRDHUP,
+                                .data = {.u64 = (uint64_t)tag << 32 | slot}};
     return epoll_ctl(c->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
@@ -191,6 +193,7 @@ void dp_control_step(struct dp_control *c)
     int n = epoll_wait(c->epoll_fd, &event, 1, next_timeout(c));
     if (n <= 0 || c->stop)
         return;
+    c->edges.patience_ms = DP_EDGE_PATIENCE_MS;
     switch ((enum dp_tag)(event.data.u64 >> 32)) {
     case DP_TAG_LISTEN:
         accept_controller(c);
@@ -205,7 +208,7 @@ void dp_control_step(struct dp_control *c)
         controller_event(c);
         break;
     case DP_TAG_SESSION:
-        dp_control_session_event(c, (uint32_t)event.data.u64, event.events);
+        dp_control_session_event(c, (uint32_t)event.data.u64);
         break;
     }
     dp_control_end_due(c);

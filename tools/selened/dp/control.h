@@ -59,7 +59,7 @@ struct dp_session *dp_control_find(const struct dp_control *control, uint64_t id
 int dp_control_session_open(struct dp_control *control, const struct selene_order *order, int socket,
                             struct dp_session **session);
 /* Something came on, or happened to, the socket of the session in a slot. */
-void dp_control_session_event(struct dp_control *control, uint32_t slot, uint32_t events);
+void dp_control_session_event(struct dp_control *control, uint32_t slot);
 /* End those that dp_session_end was called for. */
 void dp_control_end_due(struct dp_control *control);
 

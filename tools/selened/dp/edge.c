@@ -6,10 +6,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "datapath/shm.h"
 #include "packet.h"
 
-#define SOCKET_WAIT_MS 200
+#define SOCKET_WAIT_MS 200 /* for one client */
 #define SWEEP_EVERY 64
 
 static unsigned bucket(uint64_t source, uint64_t sink)
@@ -43,6 +44,7 @@ static int create_memory(uint32_t depth, const struct qos_shm_link **link)
 
 static void destroy(struct dp_edge *e)
 {
+    e->from->pool->edges--;
     munmap((void *)(uintptr_t)e->link, qos_shm_size(e->depth));
     free(e);
 }
@@ -56,23 +58,30 @@ static void not_told(struct dp_session *s, int error)
         dp_session_end(s, ECONNABORTED, "does not read its session socket");
 }
 
-static int tell(struct dp_session *s, struct selene_edge_open *packet, uint16_t type, int memory, int other)
+static int send_patiently(struct dp_edges *edges, struct dp_session *s, void *packet, size_t length, uint16_t type,
+                          const int *fds, int fd_count)
 {
-    int fds[] = {memory, other};
-    int rc = dp_packet_send(s->socket, packet, sizeof *packet, type, 0, fds, 2, SOCKET_WAIT_MS);
+    int wait_ms = edges->patience_ms < SOCKET_WAIT_MS ? edges->patience_ms : SOCKET_WAIT_MS;
+    uint64_t begin = qos_clock_monotonic_ns();
+    int rc = dp_packet_send(s->socket, packet, length, type, 0, fds, fd_count, wait_ms);
+    int waited_ms = (int)((qos_clock_monotonic_ns() - begin) / 1000000);
+    edges->patience_ms -= waited_ms < wait_ms ? waited_ms : wait_ms;
     if (rc < 0)
         not_told(s, rc);
     return rc;
 }
 
-static void tell_gone(struct dp_session *s, uint64_t id)
+static int tell(struct dp_edges *edges, struct dp_session *s, struct selene_edge_open *packet, uint16_t type,
+                int memory, int other)
+{
+    return send_patiently(edges, s, packet, sizeof *packet, type, (int[]){memory, other}, 2);
+}
+
+static void tell_gone(struct dp_edges *edges, struct dp_session *s, uint64_t id)
 {
     struct selene_edge_gone packet = {.edge = id};
-    if (s->ending)
-        return;
-    int rc = dp_packet_send(s->socket, &packet, sizeof packet, SELENE_D_EDGE_GONE, 0, NULL, 0, SOCKET_WAIT_MS);
-    if (rc < 0)
-        not_told(s, rc);
+    if (!s->ending)
+        send_patiently(edges, s, &packet, sizeof packet, SELENE_D_EDGE_GONE, NULL, 0);
 }
 
 static struct dp_edge *find(struct dp_edges *edges, const struct selene_order_edge *o)
@@ -108,6 +117,10 @@ int dp_edge_create(struct dp_edges *edges, const struct selene_order_edge *o, st
         dp_edge_sweep(edges);
     if (edges->count + edges->leaving_count == DP_EDGE_MAX)
         return -ENOSPC;
+    if (from->pool->edges == DP_EDGE_USER_MAX)
+        dp_edge_sweep(edges);
+    if (from->pool->edges == DP_EDGE_USER_MAX)
+        return -EDQUOT;
     e = calloc(1, sizeof *e);
     if (e == NULL)
         return -ENOMEM;
@@ -123,6 +136,7 @@ int dp_edge_create(struct dp_edges *edges, const struct selene_order_edge *o, st
         free(e);
         return memory;
     }
+    from->pool->edges++;
     struct selene_edge_open packet = {
         .edge = o->edge,
         .source = o->source,
@@ -132,11 +146,11 @@ int dp_edge_create(struct dp_edges *edges, const struct selene_order_edge *o, st
         .tx_buffers = SELENE_TX_BUFFERS,
     };
     /* the consumer first: it is ready when the producer begins */
-    int rc = tell(to, &packet, SELENE_D_EDGE_SINK, memory, from->tx_fd);
+    int rc = tell(edges, to, &packet, SELENE_D_EDGE_SINK, memory, from->tx_fd);
     if (rc == 0) {
-        rc = tell(from, &packet, SELENE_D_EDGE_SOURCE, memory, event_fd);
+        rc = tell(edges, from, &packet, SELENE_D_EDGE_SOURCE, memory, event_fd);
         if (rc < 0)
-            tell_gone(to, e->id);
+            tell_gone(edges, to, e->id);
     }
     close(memory);
     if (rc < 0) {
@@ -155,9 +169,9 @@ static void end(struct dp_edges *edges, struct dp_edge **p)
     struct dp_edge *e = *p;
     *p = e->next;
     edges->count--;
-    tell_gone(e->from, e->id);
+    tell_gone(edges, e->from, e->id);
     if (e->to != e->from)
-        tell_gone(e->to, e->id);
+        tell_gone(edges, e->to, e->id);
     if (e->from->ending || qos_load_acquire(&e->link->reclaimed)) {
         destroy(e);
         return;

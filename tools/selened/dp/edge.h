@@ -10,8 +10,10 @@
 #include "session.h"
 
 #define DP_EDGE_BUCKETS 1024
-#define DP_EDGE_MAX 32768 /* each takes a mapping here, of which a process may have 65530 */
+#define DP_EDGE_MAX 32768                  /* each takes a mapping here, of which a process may have 65530 */
+#define DP_EDGE_USER_MAX (DP_EDGE_MAX / 4) /* of one user's sources, with those that they have not let go of yet */
 #define DP_EDGE_MAX_DEPTH 65536
+#define DP_EDGE_PATIENCE_MS 1000 /* spent in one step on clients that do not read: our controller waits */
 
 struct dp_edge {
     struct dp_edge *next;
@@ -27,6 +29,7 @@ struct dp_edges {
     struct dp_edge *buckets[DP_EDGE_BUCKETS]; /* by source and sink */
     struct dp_edge *leaving;                  /* ended; the producer has not taken back what the sink held */
     uint32_t count, leaving_count;
+    int patience_ms; /* left in this step */
 };
 
 /* Create the memory and hand it to both. A source and a sink that are joined already stay so: a controller that has restarted

@@ -21,6 +21,7 @@ struct dp_session;
 struct dp_rxpool {
     uint32_t uid;
     uint32_t users; /* sessions, counted by the control thread */
+    uint32_t edges; /* of their sources, likewise */
     int fd;         /* read-only */
     bool prefaulted;
     struct qos_region region;

@@ -111,6 +111,9 @@ int dp_session_create(struct dp_memory *memory, struct dp_rxpool *pool, uint64_t
         rc = -errno;
     s->doorbell = bell[0];
     if (rc >= 0) {
+        /* What is never read is not taken either: to close a stranger's descriptor can block (a socket that lingers, FUSE). */
+        shutdown(socket, SHUT_RD);
+        shutdown(s->doorbell, SHUT_RD);
         int bytes = SOCKET_BYTES;
         if (setsockopt(socket, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof bytes) < 0)
             setsockopt(socket, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes); /* as much as an ordinary user gets */

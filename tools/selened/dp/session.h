@@ -24,7 +24,7 @@ struct dp_session {
     uint64_t token; /* who resumes the session has to know it */
     /* control thread */
     uint32_t slot; /* in its table */
-    int socket;    /* to the client; its end is the session's end */
+    int socket;    /* to the client, which cannot send anything; its end is the session's end */
     int page_fd;   /* the session page, read-only, for the controller */
     int tx_fd;     /* the transmit pool, read-only, for the consumers of edges */
     uint8_t *tx_base;
@@ -56,6 +56,7 @@ struct dp_session {
     bool deferred; /* DONE was written, the client sleeps, and nothing else has woken it */
     bool rung;     /* its eventfd was written */
     uint32_t done_unsignalled;
+    uint32_t malformed;     /* entries of the TX ring */
     uint32_t empty_wakeups; /* without a message, since empty_since_ns */
     uint64_t empty_since_ns;
     uint32_t slices; /* of the receive pool that it holds, or has given back without our having looked */

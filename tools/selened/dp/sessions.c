@@ -94,19 +94,10 @@ int dp_control_session_open(struct dp_control *c, const struct selene_order *ord
     return 0;
 }
 
-void dp_control_session_event(struct dp_control *c, uint32_t slot, uint32_t events)
+void dp_control_session_event(struct dp_control *c, uint32_t slot)
 {
-    struct dp_session *s = c->sessions[slot];
-    if (s == NULL)
-        return;
-    char byte;
-    ssize_t n = recv(s->socket, &byte, 1, MSG_DONTWAIT | MSG_TRUNC);
-    if (n > 0)
-        dp_session_end(s, EPROTO, "sent something on its session socket");
-    else if (n == 0 && !(events & (EPOLLHUP | EPOLLRDHUP)))
-        return; /* an empty packet: it lives */
-    else if (n == 0 || (errno != EAGAIN && errno != EINTR) || (events & (EPOLLHUP | EPOLLERR)))
-        dp_session_end(s, 0, "");
+    if (c->sessions[slot] != NULL)
+        dp_session_end(c->sessions[slot], 0, "");
 }
 
 static void tell_controller(struct dp_control *c, const struct dp_session *s)

@@ -6,6 +6,8 @@
 
 #include "wake.h"
 
+#define MALFORMED_MAX 1000u /* a client that is only confused is told of each, with an outcome */
+
 /* Entries of two words that the DONE ring has room for, or -EPROTO. */
 static int64_t done_room(struct qos_ring_producer *p)
 {
@@ -99,6 +101,13 @@ static int to_source(struct dp_data *d, struct dp_session *s, struct qos_wire *w
     return 0;
 }
 
+static void malformed(struct dp_data *d, struct dp_session *s)
+{
+    dp_count_both(d, s, DP_VIOLATIONS, 1);
+    if (++s->malformed == MALFORMED_MAX)
+        dp_cut_off(d, s, EPROTO, "1,000 malformed entries in the transmit ring");
+}
+
 /* One entry of the TX ring, its words copied. The outcome, a positive errno. */
 static int transmit_one(struct dp_data *d, struct dp_session *s, uint64_t word, unsigned k)
 {
@@ -107,7 +116,7 @@ static int transmit_one(struct dp_data *d, struct dp_session *s, uint64_t word, 
     uint8_t header[QOS_WIRE_HEADER];
     const uint8_t *data = qos_slice_locate(&s->tx, b->slice[k], size, 0);
     if (data == NULL || size < QOS_WIRE_HEADER || size > QOS_WIRE_MAX_DATAGRAM) {
-        dp_count_both(d, s, DP_VIOLATIONS, 1);
+        malformed(d, s);
         return data == NULL ? EFAULT : EMSGSIZE;
     }
     /* The client can change it at any time, so all that is decided is decided on a copy. The records are only passed on. */
@@ -115,7 +124,7 @@ static int transmit_one(struct dp_data *d, struct dp_session *s, uint64_t word, 
     struct qos_wire wire;
     /* only fields of the header are looked at, against a size that was checked */
     if (qos_frame_decode(header, size, &wire) < 0) {
-        dp_count_both(d, s, DP_VIOLATIONS, 1);
+        malformed(d, s);
         return EPROTO;
     }
     switch ((word >> 32) & 0xffff) {
@@ -124,7 +133,7 @@ static int transmit_one(struct dp_data *d, struct dp_session *s, uint64_t word, 
     case SELENE_TO_SOURCE:
         return to_source(d, s, &wire, k);
     default:
-        dp_count_both(d, s, DP_VIOLATIONS, 1);
+        malformed(d, s);
         return EINVAL;
     }
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import resource
 import secrets
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,6 +55,7 @@ class Core:
         self.strategies = Strategies(settings.mapping, self.notices)
         self.clients: dict[int, Client] = {}
         self.router = Router(address, receive_bytes, settings.window_bytes)
+        self.endpoints_per_user = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
         self.lock = asyncio.Lock()
         self.grace_over = asyncio.Event()
         self.peers: Peers | None = None
@@ -295,7 +297,10 @@ class Core:
         client = self.clients.get(session)
         if client is not None:
             client.close(text or ("the session was cut off" if error else ""))
-        elif not self.grace_over.is_set():
+            return
+        if error:  # it was quicker to go than we to hear of it
+            self.notices.counts["sessions_cut_off"] += 1
+        if not self.grace_over.is_set():
             self.datapath.sessions -= 1
 
     async def end_session(self, client: Client) -> None:

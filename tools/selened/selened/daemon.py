@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from libqos import paths
 from libqos.errors import QosError
+from libqos.rpc import peer_of
 from libqos.rpcserver import Server
 from selened import sockets, systemd, wire
 from selened.core import Core
 from selened.datapath import Datapath, DatapathError
 from selened.lock import Lock
 from selened.peers import Peers
+from selened.seqpacket import hang_up
 from selened.sessions import Client
 from selened.settings import Settings, Tls, differences
 from selened.status import Status
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("selened")
 
 _UNGREETED: Final = 32  # connections beyond the sessions that may exist at the same time
+_UNGREETED_PER_USER: Final = 16
 _QUICK_S: Final = 5.0  # a datapath process that lives shorter than this has failed
 _FAILURES: Final = 5
 _AGAIN_S: Final = 0.2
@@ -206,11 +209,19 @@ class Daemon:
             if failure.errno not in (errno.EAGAIN, errno.ECONNABORTED):
                 self.core.notices.warn("failed_accepts", f"accept: {failure.strerror}")
             return
-        if len(self._clients) >= self.settings.max_sessions + _UNGREETED:
-            self.core.notices.warn("refused_connections", "too many connections to the control socket")
-            with sock, contextlib.suppress(OSError):
+        uid = peer_of(sock).uid
+        mine = sum(client.peer.uid == uid for client in self._clients.values())
+        if (
+            len(self._clients) >= self.settings.max_sessions + _UNGREETED
+            or mine >= self.settings.max_sessions_per_user + _UNGREETED_PER_USER
+        ):
+            self.core.notices.warn(
+                "refused_connections", f"too many connections to the control socket, {mine} of user {uid}"
+            )
+            with contextlib.suppress(OSError):
                 sock.setblocking(False)
                 sock.send(wire.error(0, errno.EUSERS, "too many connections: try again later"))
+            hang_up(sock)
             return
         client = Client(self.core, sock)
         task = asyncio.create_task(client.run())

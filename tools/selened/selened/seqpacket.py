@@ -2,7 +2,9 @@
 """A SEQPACKET connection on asyncio, with descriptors.
 
 What must hold: a peer that does not read costs at most `queue` packets, then it is cut off; every descriptor that
-arrives is either taken or closed; nothing blocks the loop.
+arrives is either taken or closed; nothing blocks the loop. To close what a stranger has passed can block: a TCP socket
+that lingers, a file whose file system is a process of his. That is also so where the kernel closes it for us, since the
+packet was not read or had more descriptors than we made room for. So all are taken in, and closed with care.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ import contextlib
 import errno
 import os
 import socket
+import struct
+import threading
 from array import array
 from collections import deque
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, Self
 
 from selened.wire import MAX_FDS, MAX_PACKET, RubbishError
@@ -21,8 +26,57 @@ from selened.wire import MAX_FDS, MAX_PACKET, RubbishError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_RIGHTS_BYTES: Final = socket.CMSG_SPACE(MAX_FDS * 4)
+_RIGHTS_BYTES: Final = socket.CMSG_SPACE(253 * 4)  # SCM_MAX_FD: a packet has no more
+_NO_LINGER: Final = struct.pack("ii", 0, 0)
 _SEND_BUFFER_BYTES: Final = 1 << 20
+
+
+_slow: Final[SimpleQueue[int]] = SimpleQueue()
+
+
+def _close_slow() -> None:
+    while True:
+        with contextlib.suppress(OSError):
+            os.close(_slow.get())
+
+
+def close_carefully(fd: int) -> None:
+    """Close a descriptor that somebody else has passed, without waiting for anything."""
+    what = os.readlink(f"/proc/self/fd/{fd}")  # asks no file system
+    if what.startswith("socket:"):
+        with socket.socket(fileno=fd) as sock, contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    elif what.startswith(("anon_inode:", "net:")):
+        os.close(fd)
+    else:
+        if not _closer.is_alive():
+            _closer.start()
+        _slow.put(fd)
+
+
+_closer: Final = threading.Thread(target=_close_slow, name="closer", daemon=True)
+
+
+def hang_up(sock: socket.socket) -> None:
+    """Close a connection, and with care what waits in it unread."""
+    with contextlib.suppress(OSError):
+        sock.setblocking(False)
+        sock.shutdown(socket.SHUT_RDWR)  # nothing is added
+        while True:
+            data, descriptors, _ = _receive(sock)
+            descriptors.close()
+            if not data and not len(descriptors):
+                break
+    sock.close()
+
+
+def _receive(sock: socket.socket) -> tuple[bytes, Descriptors, int]:
+    data, ancillary, flags, _ = sock.recvmsg(MAX_PACKET, _RIGHTS_BYTES, socket.MSG_CMSG_CLOEXEC)
+    fds = array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    return data, Descriptors(fds), flags
 
 
 class Descriptors:
@@ -51,7 +105,7 @@ class Descriptors:
         """Close what was not taken."""
         for fd in self._fds:
             if fd is not None:
-                os.close(fd)
+                close_carefully(fd)
         self._fds = []
 
     def __enter__(self) -> Self:
@@ -83,18 +137,13 @@ class Connection:
         """The next packet with its descriptors; empty at the end of the connection. Raises RubbishError, OSError."""
         while not self.closed:
             try:
-                data, ancillary, flags, _ = self._socket.recvmsg(MAX_PACKET, _RIGHTS_BYTES, socket.MSG_CMSG_CLOEXEC)
+                data, descriptors, flags = _receive(self._socket)
             except BlockingIOError:
                 await self._readable()
                 continue
             except ConnectionResetError:
                 break
-            fds = array("i")
-            for level, kind, payload in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-            descriptors = Descriptors(fds)
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) > MAX_FDS:
                 descriptors.close()
                 raise RubbishError(f"found a packet of more than {MAX_PACKET} bytes or {MAX_FDS} descriptors")
             return data, descriptors
@@ -176,6 +225,5 @@ class Connection:
         self._drop_queue()
         self._loop.remove_reader(self._socket.fileno())
         self.closed = True
-        with contextlib.suppress(OSError):
-            self._socket.close()
+        hang_up(self._socket)
         self._wake()

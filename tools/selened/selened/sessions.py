@@ -38,6 +38,7 @@ _MAX_STREAMS: Final = 1024
 _MAX_WAITING: Final = 64
 _MAX_ACCEPTING: Final = 256
 _MAX_DEPTH: Final = 16384
+_MAX_EPOCH: Final = 0x7FFFFFFF  # there is room to count on
 SOURCE: Final = 1  # kinds of C_CLOSE
 SINK: Final = 2
 STREAM: Final = 3
@@ -163,7 +164,7 @@ class Client:
         if head.type != lib.SELENE_C_HELLO:
             raise RubbishError(f"found a packet of type {head.type} first, accepted a greeting")
         hello = wire.parse("selene_hello", data)
-        self.program = wire.text_of(hello.program) or "?"
+        self.program = "".join(c if c.isprintable() else "?" for c in wire.text_of(hello.program)) or "?"
         self._check_limits()
         if hello.flags & wire.RESUME and await self._resume(head.request, hello, descriptors):
             return
@@ -382,7 +383,8 @@ class Client:
         packet = wire.parse("selene_endpoint_open", data, tail="name")
         key = self._key_of(packet)
         core = self.core
-        known = self.resumed and packet.id >> 32 == core.host
+        # Whose the ids were is not known any more, but only who has been away can want one.
+        known = not self.restored and packet.id >> 32 == core.host
         if known and packet.id in core.router.endpoints:
             raise RefusedError(errno.EEXIST, f"endpoint {packet.id:#x} is declared already")
         event_fd = event_fd_of(descriptors) if kind == SINK else -1
@@ -400,7 +402,7 @@ class Client:
             depth = packet.depth or core.settings.edge_depth
             warning = core.router.add_sink(key, Endpoint(endpoint, self._session, depth), resumed=known)
         else:
-            epoch = max(1, packet.epoch) if kept else 0
+            epoch = max(1, packet.epoch & _MAX_EPOCH) if kept else 0
             warning = core.router.add_source(key, Endpoint(endpoint, self._session), epoch)
         core.warn_of_collision(warning)
         await core.settle()
@@ -426,6 +428,9 @@ class Client:
             raise RefusedError(
                 errno.EINVAL, f"counter index {packet.index}, accepted a free one below {wire.MAX_ENDPOINTS}"
             )
+        mine = sum(len(client.endpoints) for client in self.core.clients.values() if client.peer.uid == self.peer.uid)
+        if mine >= self.core.endpoints_per_user:  # a sink has a descriptor here
+            raise RefusedError(errno.EDQUOT, f"user {self.peer.uid} has {mine} sources and sinks: close one")
         if packet.depth > _MAX_DEPTH:
             raise RefusedError(errno.EINVAL, f"depth {packet.depth}, accepted at most {_MAX_DEPTH} messages")
         return Key(stream.stream, packet.channel, wire.name_of(packet))
