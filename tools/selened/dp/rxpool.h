@@ -48,8 +48,8 @@ void dp_rxpool_leave(struct dp_rxpool *pool, struct dp_session *session);
 /* Room for `size` bytes (QOS_WIRE_MAX_DATAGRAM at most): its address and its slice, or NULL when all buffers are held. Nobody
  * holds it yet: without dp_rxpool_hold before the next call the room may be used again. */
 uint8_t *dp_rxpool_append(struct dp_rxpool *pool, uint32_t size, uint64_t *slice);
-/* May the session hold one more slice of this buffer? Its quota is a quarter of the pool, less when many share
- * it, and SELENE_RING_CAPACITY slices. */
+/* May the session hold one more slice of this buffer? As long as it holds fewer than SELENE_RING_CAPACITY slices and a quarter of
+ * the pool is free; with less, its quota is a quarter, or its share when many sessions share the pool. */
 int dp_rxpool_within_quota(const struct dp_rxpool *pool, const struct dp_session *session, uint32_t buffer);
 void dp_rxpool_hold(struct dp_rxpool *pool, struct dp_session *session, uint64_t slice);
 /* 0, or -EPROTO: the session does not hold such a slice. */
