@@ -210,20 +210,22 @@ int selene_connect(struct selene_session *s)
     if (m && fd_count >= 2 && (w.flags & SELENE_DIRECT))
         rc = qos_udp_open(&m->udp, fds[1]);
     if (m && m->udp) {
-        fd_count = 1; /* the socket is the memory's now */
+        fds[1] = -1; /* it is the memory's now */
         rc = take_faults(m, w.fault);
     }
     if (m && m->udp && (m->udp->capabilities & QOS_CAP_COALESCED_RX))
         (void)qos_udp_coalesce(m->udp, 0); /* until there is a flood */
     if (!m || rc < 0) {
         for (int i = 0; i < fd_count; i++)
-            close(fds[i]);
+            if (fds[i] >= 0)
+                close(fds[i]);
         close(fd);
         selene_memory_drop(m);
         return selene_fail(rc < 0 ? rc : -EIO, "selened-dp gave this session no memory: see the log of selened");
     }
-    for (int i = m->udp ? 2 : 1; i < fd_count; i++)
-        close(fds[i]); /* what this session has no use for */
+    for (int i = 1; i < fd_count; i++)
+        if (fds[i] >= 0)
+            close(fds[i]); /* what this session has no use for */
     if (s->session_fd >= 0)
         close(s->session_fd);
     selene_receiver_take(s);
