@@ -11,12 +11,12 @@ each daemon process; the default is for every day.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -92,12 +92,14 @@ class System:
         self.settle()
         self.files = [descriptors(host) for host in self.hosts]
 
-    def wait_for_flow(self) -> None:
-        """Until every steady client receives."""
+    def wait_for_flow(self, messages: int = 1) -> None:
+        """Until every steady client has received so many more."""
         before = [client.stats()["received"] for client in self.steady]
 
         def flows() -> bool:
-            return all(client.stats()["received"] > n for client, n in zip(self.steady, before, strict=True))
+            return all(
+                client.stats()["received"] >= n + messages for client, n in zip(self.steady, before, strict=True)
+            )
 
         wait_until(flows, "messages at every client")
 
@@ -174,7 +176,8 @@ def test_killed_clients_leave_nothing_behind_and_harm_nobody(system: System) -> 
             env=environment(host), stderr=subprocess.PIPE,
         )  # fmt: skip
         # From the middle of the greeting to some thousand messages later.
-        time.sleep(system.random.choice((0.003, 0.01, 0.05)) * system.random.random())
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            victim.wait(system.random.choice((0.003, 0.01, 0.05)) * system.random.random())
         victim.kill()
         said = victim.communicate(timeout=TIMEOUT_S)[1]
         assert victim.returncode == -signal.SIGKILL, said
@@ -186,7 +189,7 @@ def test_killed_clients_leave_nothing_behind_and_harm_nobody(system: System) -> 
 def test_traffic_goes_on_while_selened_is_killed_and_comes_back(system: System) -> None:
     for _ in range(DAEMON_KILLS):
         host = system.random.choice(system.hosts)
-        time.sleep(0.05 * system.random.random())
+        system.wait_for_flow(system.random.randrange(2000))
         host.process.kill()
         host.process.wait()
         system.wait_for_flow()
@@ -199,7 +202,7 @@ def test_traffic_goes_on_while_selened_is_killed_and_comes_back(system: System) 
 def test_clients_come_back_by_themselves_after_selened_dp_is_killed(system: System) -> None:
     for _ in range(DAEMON_KILLS):
         host = system.random.choice(system.hosts)
-        time.sleep(0.05 * system.random.random())
+        system.wait_for_flow(system.random.randrange(2000))
         pid = host.datapath_pid()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda pid=pid, host=host: host.datapath_pid() not in (0, pid), "another datapath process")  # type: ignore[misc]

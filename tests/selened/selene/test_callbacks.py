@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,7 +49,7 @@ def test_poll_runs_callbacks_in_its_own_thread(
     def send() -> None:
         while not stop.is_set():
             source.send(b"x", wait=False)
-            time.sleep(0.0001)
+            stop.wait(0.0001)
 
     sender = threading.Thread(target=send)
     sender.start()

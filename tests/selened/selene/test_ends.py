@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import selene
+
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,8 +124,7 @@ def _close_under_fire(session: selene.Session) -> tuple[list[BaseException], lis
     for thread in threads:
         thread.start()
     begun.wait()
-    while sink.stats().messages < 100:
-        time.sleep(0.001)
+    wait_until(lambda: sink.stats().messages >= 100, "the messages that come before the end")
     session.close()
     return strange, threads
 
