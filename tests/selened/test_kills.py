@@ -140,7 +140,9 @@ class System:
         """Reliable streams lose nothing while nobody on their way dies."""
         counters = ("lost", "duplicated", "reordered", "refused", "dropped", "failed", "unsent")
         faults = [{name: stats[name] for name in counters} for stats in (client.stats() for client in self.steady)]
-        assert not any(any(of.values()) for of in faults), faults
+        if any(any(of.values()) for of in faults):
+            logs = "\n".join(f"{host.path}:\n{host.said()[-4000:]}" for host in self.hosts)
+            pytest.fail(f"{json.dumps(faults)}\n{logs}")
 
     def no_descriptors_left(self) -> None:
         wait_until(lambda: [descriptors(host) for host in self.hosts] == self.files, "the descriptors of the dead")

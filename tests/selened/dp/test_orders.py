@@ -16,8 +16,10 @@ from tests.selened.dp.conftest import (
     D_EDGE_SINK,
     D_EDGE_SOURCE,
     E_READY,
+    E_SESSION_GONE,
     ERROR,
     MAGIC,
+    O_EDGE,
     O_EDGE_END,
     O_HELLO,
     O_LISTEN,
@@ -214,6 +216,24 @@ def test_the_end_of_an_edge_is_told(start: Start, how: str) -> None:
     else:
         sink.socket.close()
     assert source.expect(D_EDGE_GONE).body == struct.pack("Q", 77)
+
+
+@pytest.mark.parametrize("dead", [0, 1], ids=["source", "sink"])
+def test_an_edge_to_a_client_that_has_just_died_is_refused(start: Start, dead: int) -> None:
+    """The order is read before the death is seen: no fault of the controller's, who stays."""
+    dp = start()
+    clients = dp.client(1), dp.client(2)
+    os.kill(dp.process.pid, signal.SIGSTOP)
+    os.waitpid(dp.process.pid, os.WUNTRACED)
+    fd = os.eventfd(0)
+    dp.send(O_EDGE, struct.pack("QQQQQII", 77, 10, 20, 1, 2, 0, 0), [fd])
+    os.close(fd)
+    clients[dead].socket.close()
+    os.kill(dp.process.pid, signal.SIGCONT)
+    answers = [receive(dp.control), receive(dp.control)]
+    assert sorted(a.type for a in answers if a) == [ERROR, E_SESSION_GONE]
+    assert [a.error for a in answers if a and a.type == ERROR] == [3]  # ESRCH
+    assert list(dp.stats()) == [0, 2 - dead]
 
 
 def test_a_controller_that_restarts_takes_edges_over(start: Start) -> None:

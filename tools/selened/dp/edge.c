@@ -155,7 +155,7 @@ int dp_edge_create(struct dp_edges *edges, const struct selene_order_edge *o, st
     close(memory);
     if (rc < 0) {
         destroy(e);
-        return rc;
+        return -ESRCH; /* one of the two has gone, or is as good as that */
     }
     struct dp_edge **p = &edges->buckets[bucket(o->source, o->sink)];
     e->next = *p;

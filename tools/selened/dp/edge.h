@@ -33,7 +33,8 @@ struct dp_edges {
 };
 
 /* Create the memory and hand it to both. A source and a sink that are joined already stay so: a controller that has restarted
- * orders what is there, and its number is taken. A session that does not read what it is told is ended. 0 or a negative errno. */
+ * orders what is there, and its number is taken. A session that does not read what it is told is ended.
+ * 0 or a negative errno; -ESRCH: one of the two is gone. */
 int dp_edge_create(struct dp_edges *edges, const struct selene_order_edge *order, struct dp_session *from,
                    struct dp_session *to, int event_fd);
 /* Tell both and forget it. Nothing happens if there is none: it may have gone on its own. */

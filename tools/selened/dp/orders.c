@@ -28,14 +28,16 @@ struct dp_forget {
 _Static_assert(sizeof(struct selene_fsck) + DP_POOL_SLOTS * sizeof(struct selene_fsck_row) <= SELENE_MAX_PACKET,
                "a row for each pool fits one packet");
 
-/* A handler returns 0 (answered with S_OK), ANSWERED, or a negative errno (answered with S_ERROR and c->reason). */
+/* A handler returns 0 (answered with S_OK), ANSWERED, UNANSWERED, or a negative errno (answered with S_ERROR and c->reason), which is
+ * never about the controller: one of a client that has just died must not look like it. */
 #define ANSWERED 1
+#define UNANSWERED 2 /* the controller is not to be reached */
 
 static int answer(struct dp_control *c, void *packet, size_t length, uint16_t type, const int *fds, int fd_count)
 {
     uint32_t request = ((const struct selene_msg *)(const void *)c->packet.data)->request;
-    return dp_packet_send(c->controller, packet, length, type, request, fds, fd_count, ANSWER_WAIT_MS) < 0 ? -EPIPE
-                                                                                                           : ANSWERED;
+    int rc = dp_packet_send(c->controller, packet, length, type, request, fds, fd_count, ANSWER_WAIT_MS);
+    return rc < 0 ? UNANSWERED : ANSWERED;
 }
 
 static int take_fd(struct dp_control *c)
@@ -385,11 +387,9 @@ int dp_control_order(struct dp_control *c)
         return -EPROTO;
     }
     rc = o->run(c);
-    if (rc == ANSWERED)
-        return 0;
     if (rc == 0)
-        return answer(c, &(struct selene_msg){0}, sizeof msg, SELENE_S_OK, NULL, 0) < 0 ? -EPIPE : 0;
-    if (rc == -EPIPE)
-        return rc;
+        rc = answer(c, &(struct selene_msg){0}, sizeof msg, SELENE_S_OK, NULL, 0);
+    if (rc > 0)
+        return rc == ANSWERED ? 0 : -EPIPE;
     return dp_packet_send_error(c->controller, msg.request, rc, "%s", c->reason[0] != '\0' ? c->reason : strerror(-rc));
 }
