@@ -12,6 +12,7 @@ each daemon process; the default is for every day.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -157,6 +158,7 @@ pytestmark = pytest.mark.timeout(120 + 5 * KILLS)
 
 @pytest.fixture
 def system(make_daemon: Any) -> Iterator[System]:
+    faulthandler.cancel_dump_traceback_later()  # the mark's own time holds, which grows with KILLS
     ports = free_port(), free_port()
     hosts = []
     for name, mine, other in (("left", *ports), ("right", *reversed(ports))):

@@ -19,7 +19,7 @@
 
 #include "selene.h"
 
-#define LIFE_S 300
+#define LIFE_S 7200
 #define ENDS 4
 #define HELD 64
 #define CHANNELS 4
