@@ -79,22 +79,6 @@ void qos_shm_consumer_close(struct qos_shm_consumer *c)
     c->link = NULL;
 }
 
-int qos_shm_write(struct qos_shm_producer *p, uint64_t slice, uint32_t length, uint64_t sequence, uint32_t slot_bytes,
-                  uint64_t quota)
-{
-    if (QOS_UNLIKELY(p->held == p->depth || (p->held_bytes + slot_bytes > quota && p->held > 0)))
-        return -EAGAIN;
-    uint64_t words[2] = {slice, (uint64_t)length | sequence << 32};
-    int rc = qos_ring_write(&p->forward, words, 2);
-    if (QOS_UNLIKELY(rc < 0))
-        return rc;
-    uint32_t index = qos_slice_index(slice);
-    p->holds[index / 64] |= UINT64_C(1) << (index % 64);
-    p->held++;
-    p->held_bytes += slot_bytes;
-    return 0;
-}
-
 /* Whether the consumer holds exactly this. It must not pass for a slice of another buffer, nor for a stale one: what is counted off
  * here is dropped. */
 static int holds(const struct qos_shm_producer *p, uint64_t slice)
@@ -134,27 +118,4 @@ int qos_shm_reclaim(struct qos_shm_producer *p, uint32_t *index)
         return 1;
     }
     return 0;
-}
-
-int qos_shm_pop(struct qos_shm_consumer *c, struct qos_shm_message *m)
-{
-    int64_t ready = qos_ring_peek(&c->forward);
-    if (ready <= 0)
-        return (int)ready;
-    if (QOS_UNLIKELY(ready & 1))
-        return -EPROTO;
-    uint64_t slice = qos_ring_word(&c->forward, 0), second = qos_ring_word(&c->forward, 1);
-    m->slice = slice;
-    m->length = (uint32_t)second;
-    m->sequence = (uint32_t)(second >> 32);
-    m->data = qos_slice_locate(&c->pool, slice, m->length, QOS_POOL_HEADROOM);
-    if (QOS_UNLIKELY(!m->data))
-        return -EPROTO;
-    qos_ring_consume(&c->forward, 2);
-    return 1;
-}
-
-int qos_shm_give_back(struct qos_shm_consumer *c, uint64_t slice)
-{
-    return qos_ring_write(&c->back, &slice, 1);
 }

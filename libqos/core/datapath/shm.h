@@ -83,8 +83,27 @@ void qos_shm_consumer_close(struct qos_shm_consumer *c);
 
 /* Hand a slice on; the consumer sees it at qos_ring_publish(&p->forward). 0, -EAGAIN (the ring or the consumer's quota of `quota` bytes is
  * exhausted), -EPROTO. */
-int qos_shm_write(struct qos_shm_producer *p, uint64_t slice, uint32_t length, uint64_t sequence, uint32_t slot_bytes,
-                  uint64_t quota);
+static inline bool qos_shm_room(const struct qos_shm_producer *p, uint32_t slot_bytes, uint64_t quota)
+{
+    return p->held < p->depth && (p->held_bytes + slot_bytes <= quota || p->held == 0);
+}
+
+static inline int qos_shm_write(struct qos_shm_producer *p, uint64_t slice, uint32_t length, uint64_t sequence,
+                                uint32_t slot_bytes, uint64_t quota)
+{
+    if (QOS_UNLIKELY(!qos_shm_room(p, slot_bytes, quota)))
+        return -EAGAIN;
+    uint64_t words[2] = {slice, (uint64_t)length | sequence << 32};
+    int rc = qos_ring_write(&p->forward, words, 2);
+    if (QOS_UNLIKELY(rc < 0))
+        return rc;
+    uint32_t index = qos_slice_index(slice);
+    p->holds[index / 64] |= UINT64_C(1) << (index % 64);
+    p->held++;
+    p->held_bytes += slot_bytes;
+    return 0;
+}
+
 /* Up to `max` slices that came back; each was held, and is counted off. The number, or -EPROTO: next is one that the consumer did not
  * hold. */
 int qos_shm_returned(struct qos_shm_producer *p, uint64_t *slices, uint32_t max);
@@ -92,14 +111,34 @@ int qos_shm_returned(struct qos_shm_producer *p, uint64_t *slices, uint32_t max)
 int qos_shm_reclaim(struct qos_shm_producer *p, uint32_t *index);
 
 /* Next message: 1, 0 (nothing), -EPROTO (a slice outside the pool, or a broken index). */
-int qos_shm_pop(struct qos_shm_consumer *c, struct qos_shm_message *m);
+static inline int qos_shm_pop(struct qos_shm_consumer *c, struct qos_shm_message *m)
+{
+    int64_t ready = qos_ring_peek(&c->forward);
+    if (ready <= 0)
+        return ready < 0 ? -EPROTO : 0;
+    if (QOS_UNLIKELY(ready & 1))
+        return -EPROTO;
+    uint64_t slice = qos_ring_word(&c->forward, 0), second = qos_ring_word(&c->forward, 1);
+    m->slice = slice;
+    m->length = (uint32_t)second;
+    m->sequence = (uint32_t)(second >> 32);
+    m->data = qos_slice_locate(&c->pool, slice, m->length, QOS_POOL_HEADROOM);
+    if (QOS_UNLIKELY(!m->data))
+        return -EPROTO;
+    qos_ring_consume(&c->forward, 2);
+    return 1;
+}
+
 /* Whether pop would return one. */
 static inline int qos_shm_ready(struct qos_shm_consumer *c)
 {
     return qos_ring_peek(&c->forward) != 0;
 }
 /* Give a slice back; the producer sees it at qos_ring_publish(&c->back). 0, or -EPROTO. It cannot be full: no more than depth are out. */
-int qos_shm_give_back(struct qos_shm_consumer *c, uint64_t slice);
+static inline int qos_shm_give_back(struct qos_shm_consumer *c, uint64_t slice)
+{
+    return qos_ring_write(&c->back, &slice, 1);
+}
 
 /* Messages between the two, seen by a third: given and not taken back. The memory is both sides' to write, so this is a report. */
 static inline uint64_t qos_shm_outstanding(const struct qos_shm_link *link, uint32_t depth)

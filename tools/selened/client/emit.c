@@ -22,8 +22,7 @@ static bool room_for(struct selene_source *source, uint32_t size, uint32_t slot_
     if (QOS_UNLIKELY(!qos_load_relaxed(&source->endpoint.named)))
         return false;
     for (uint32_t i = 0; i < source->edge_count; i++) {
-        const struct qos_shm_producer *p = &source->edges[i]->shm;
-        if (p->held == p->depth || (p->held > 0 && p->held_bytes + slot_bytes > quota))
+        if (!qos_shm_room(&source->edges[i]->shm, slot_bytes, quota))
             return false;
     }
     return (!source->dest_count && !source->relayed) || selene_has_credit(source, size);
@@ -136,10 +135,11 @@ static void publish(struct selene_source *source)
 {
     bool bell = false, sleepers = false;
     selene_stamp_handed(source);
-    for (uint32_t i = 0; i < source->edge_count; i++)
-        qos_ring_publish(&source->edges[i]->shm.forward);
-    for (uint32_t i = 0; i < source->edge_count; i++)
-        sleepers = sleepers || qos_load_relaxed(&source->edges[i]->shm.link->waiting) != QOS_SHM_SPINS;
+    for (uint32_t i = 0; i < source->edge_count; i++) {
+        struct qos_shm_producer *p = &source->edges[i]->shm;
+        qos_ring_publish(&p->forward);
+        sleepers |= qos_load_relaxed(&p->link->waiting) != QOS_SHM_SPINS;
+    }
     if (!sleepers)
         return;
     /* pairs with the fences in sleep.c: either the sink sees our words, or we see that it sleeps */

@@ -266,6 +266,8 @@ struct selene_sink {
     _Atomic bool armed;
     bool spin;
     struct qos_spin spinner;
+    uint64_t emptied, emptied_ns; /* messages taken when there were no more, and when that was */
+    uint32_t floods;              /* times in a row that they had come fast */
     struct qos_courtesy courtesy;
     /* own thread */
     struct edge_in **edges;
