@@ -159,8 +159,8 @@ int qos_cache_drop_index(struct qos_cache *cache, uint32_t index)
     uint32_t number = index / QOS_POOL_SLOTS;
     if (number >= cache->pool->region.count)
         return -EPROTO;
-    return qos_cache_drop(cache,
-                          qos_slice_make(number, 0, index % QOS_POOL_SLOTS, qos_region_generation(&cache->pool->region, index)));
+    return qos_cache_drop(
+        cache, qos_slice_make(number, 0, index % QOS_POOL_SLOTS, qos_region_generation(&cache->pool->region, index)));
 }
 
 int qos_cache_owns(const struct qos_cache *cache, uint64_t slice)

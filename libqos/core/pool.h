@@ -187,7 +187,7 @@ static inline int qos_cache_borrow(struct qos_cache *cache, uint32_t size, uint6
 {
     uint32_t class = 0;
     while (class < QOS_POOL_CLASSES - 1 && size + QOS_POOL_HEADROOM > QOS_POOL_CLASS_BYTES[class])
-        class++;
+        class ++;
     if (QOS_UNLIKELY(size > QOS_POOL_PAYLOAD))
         return -EMSGSIZE;
     if (QOS_UNLIKELY(cache->partial[class] == QOS_POOL_NONE)) {
@@ -234,7 +234,7 @@ static inline struct qos_pool_buffer *qos_cache_live(struct qos_cache *cache, ui
         return NULL;
     *word = qos_load_relaxed(&pool->owners[number * QOS_POOL_SLOTS + slot]);
     return QOS_LIKELY(qos_owner_references(*word) > 0 && (uint16_t)(*word >> 40) == qos_slice_generation(slice)) ? b
-                                                                                                             : NULL;
+                                                                                                                 : NULL;
 }
 
 static inline int qos_cache_drop(struct qos_cache *cache, uint64_t slice)

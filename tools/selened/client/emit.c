@@ -10,7 +10,8 @@
 
 #include "internal.h"
 
-#define DRAIN_EVERY 16u /* give-backs are looked at once in so many emits: the sink's index is a cache miss away */
+#define DRAIN_EVERY 16u     /* give-backs are looked at once in so many emits: the sink's index is a cache miss away */
+#define IN_BATCH UINT64_MAX /* token[0]: lent by the open batch */
 #define FULL_YIELDS 64u
 #define FULL_SLEEP_NS 20000
 
@@ -74,13 +75,9 @@ static int wait_room(struct selene_source *source, uint32_t size, uint32_t slot_
 
 /* ---- Buffers ---- */
 
-int selene_get_buffer(selene_source *source, uint32_t size, int flags, selene_buffer *buffer)
+/* A slot of its own for a message. 0, -EAGAIN, -EMSGSIZE. */
+static int borrow(struct selene_source *source, uint32_t size, int flags, selene_buffer *buffer)
 {
-    if (QOS_UNLIKELY(qos_load_relaxed(&source->changed)))
-        selene_source_apply(source);
-    if (QOS_UNLIKELY(source->stale))
-        return selene_fail(-ECONNRESET, "selened-dp was restarted: emit or cancel the %u buffers still borrowed",
-                           source->borrowed);
     uint64_t slice;
     int rc = qos_cache_borrow(source->cache, size, &slice);
     for (uint32_t step = 0; QOS_UNLIKELY(rc == -EAGAIN); step++) {
@@ -99,11 +96,26 @@ int selene_get_buffer(selene_source *source, uint32_t size, int flags, selene_bu
     }
     if (QOS_UNLIKELY(rc < 0))
         return selene_fail(rc, "a message has at most %d bytes, this one %u", SELENE_MAX_MESSAGE, size);
-    source->borrowed++;
     buffer->data = qos_pool_payload(source->memory->pool, slice);
-    buffer->size = size;
     buffer->token[0] = slice;
+    return 0;
+}
+
+int selene_get_buffer(selene_source *source, uint32_t size, int flags, selene_buffer *buffer)
+{
+    if (QOS_UNLIKELY(qos_load_relaxed(&source->changed)))
+        selene_source_apply(source);
+    if (QOS_UNLIKELY(source->stale))
+        return selene_fail(-ECONNRESET, "selened-dp was restarted: emit or cancel the %u buffers still borrowed",
+                           source->borrowed);
+    buffer->token[0] = IN_BATCH;
+    buffer->data = qos_load_relaxed(&source->batch.opened_ns) ? selene_batch_lend(source, size) : NULL;
+    int rc = buffer->data ? 0 : borrow(source, size, flags, buffer);
+    if (QOS_UNLIKELY(rc < 0))
+        return rc;
+    buffer->size = size;
     buffer->token[1] = (uint64_t)(uintptr_t)source->memory;
+    source->borrowed++;
     return 0;
 }
 
@@ -114,6 +126,8 @@ static int check_borrowed(struct selene_source *source, selene_buffer *buffer)
         return selene_fail(-EINVAL, "that buffer is not borrowed from this source");
     if (QOS_LIKELY(buffer->token[1] == (uint64_t)(uintptr_t)source->memory && !source->stale))
         return 0;
+    if (buffer->token[0] == IN_BATCH)
+        selene_batch_returned(source);
     source->borrowed--;
     buffer->data = NULL;
     return selene_fail(-ECONNRESET, "selened-dp was restarted while this buffer was borrowed: its content is lost");
@@ -123,9 +137,28 @@ void selene_cancel_buffer(selene_source *source, selene_buffer *buffer)
 {
     if (check_borrowed(source, buffer) < 0)
         return;
-    (void)qos_cache_drop(source->cache, buffer->token[0]);
+    if (buffer->token[0] == IN_BATCH)
+        selene_batch_returned(source);
+    else
+        (void)qos_cache_drop(source->cache, buffer->token[0]);
     source->borrowed--;
     buffer->data = NULL;
+}
+
+/* A message that was written into the batch moves to a slot of its own. */
+static int leave_batch(struct selene_source *source, selene_buffer *buffer, int flags)
+{
+    selene_buffer slot;
+    if (buffer->size > source->lent_size)
+        return selene_fail(-EMSGSIZE, "the buffer was borrowed for fewer than %u bytes", buffer->size);
+    int rc = borrow(source, buffer->size, flags, &slot);
+    if (rc < 0)
+        return rc;
+    memcpy(slot.data, buffer->data, buffer->size);
+    buffer->data = slot.data;
+    buffer->token[0] = slot.token[0];
+    selene_batch_returned(source);
+    return 0;
 }
 
 /* ---- Emit ---- */
@@ -192,6 +225,27 @@ static uint32_t emit_local(struct selene_source *source, uint64_t slice, uint32_
     return holders;
 }
 
+static void emitted(struct selene_source *source, selene_buffer *buffer)
+{
+    source->borrowed--;
+    buffer->data = NULL;
+    count(&source->counters->messages, 1);
+    count(&source->counters->bytes, buffer->size);
+}
+
+/* Whether the message could go where it was written. */
+static bool emit_in_batch(struct selene_source *source, selene_buffer *buffer, uint64_t now)
+{
+    if (QOS_UNLIKELY(buffer->size > source->lent_size || source->edge_count > 0 || source->stamps ||
+                     !selene_has_credit(source, buffer->size) || !selene_batch_emit(source, buffer, now)))
+        return false;
+    source->lent = false;
+    emitted(source, buffer);
+    if (QOS_UNLIKELY(source->sequence % DRAIN_EVERY == 0))
+        selene_source_drain(source);
+    return true;
+}
+
 /* Everything but publish. `now`: Unix time, ns. */
 static int64_t emit_one(struct selene_source *source, selene_buffer *buffer, int flags, uint64_t now)
 {
@@ -200,6 +254,12 @@ static int64_t emit_one(struct selene_source *source, selene_buffer *buffer, int
     int rc = check_borrowed(source, buffer);
     if (rc < 0)
         return rc;
+    if (buffer->token[0] == IN_BATCH) {
+        if (emit_in_batch(source, buffer, now))
+            return (int64_t)source->sequence++;
+        if ((rc = leave_batch(source, buffer, flags)) < 0)
+            return rc;
+    }
     if (QOS_UNLIKELY(source->stamps))
         *source->stamps = (selene_stamps){.api_ns = now};
     uint64_t slice = buffer->token[0];
@@ -232,10 +292,7 @@ static int64_t emit_one(struct selene_source *source, selene_buffer *buffer, int
     if (remote)
         holders += (uint32_t)selene_transmit(source, slice, payload, size, now, sequence);
     (void)qos_cache_emit(source->cache, slice, holders);
-    source->borrowed--;
-    buffer->data = NULL;
-    count(&source->counters->messages, 1);
-    count(&source->counters->bytes, size);
+    emitted(source, buffer);
     if (QOS_UNLIKELY(sequence % DRAIN_EVERY == 0))
         selene_source_drain(source);
     return (int64_t)sequence;

@@ -4,7 +4,8 @@
  *
  *   service thread   the two daemon sockets, reconnection, the batch timer. It never touches an endpoint's data path: what it learns it
  *                    leaves in the endpoint's inbox (under session->lock) and raises `changed`; the endpoint's own thread takes it.
- *   source's thread  edges, cache, sequence; the batch too, under batch_lock, which it shares with the timer.
+ *   source's thread  edges, cache, sequence; the batch too, under batch_lock, which it shares with the timer: that sends what is in
+ *                    it, and appends nothing.
  *   sink's thread    its edges and current datagram.
  *   receiver         whichever sink's (or waiting source's) thread got session->receiving: it takes datagrams from the socket or the
  *                    receive ring, checks them, and queues them at the sinks (session->remote_lock guards that table).
@@ -33,6 +34,8 @@
 
 #define SLICE_SLEEP_NS 100000000u /* a sleeper looks round at least every 100 ms */
 #define BATCH_TIMER_NS 20000u     /* a batch leaves at the latest this long after it was opened */
+#define BATCH_CLOSE_NS 15000u     /* a source that goes on emitting sends it itself, before the timer would */
+#define BATCH_LATE_NS 200000u     /* in a flood that its sources keep up themselves, this long at most */
 #define BATCH_LINGER_NS 1000000u  /* the timer stays awake this long after the last batch */
 #define BATCH_IDLE_MAX_NS 2000u   /* emits further apart than this are never batched */
 #define EDGE_QUOTA(buffers)                                                                                            \
@@ -177,15 +180,15 @@ struct dest {
 };
 
 struct batch {
-    uint64_t slice;     /* a whole buffer of the cache; valid if open or kept */
-    uint8_t *data;      /* NULL: no buffer yet */
-    uint32_t used;      /* bytes in complete segments and the open one */
-    uint32_t segment;   /* size of the equal segments */
-    uint32_t start;     /* of the open segment */
-    uint32_t count;     /* records in the open segment */
-    uint64_t first;     /* sequence of the first record of the batch */
-    uint64_t send_ns;   /* of the open segment's first record */
-    uint64_t opened_ns; /* 0: closed */
+    uint64_t slice;             /* a whole buffer of the cache; valid if open or kept */
+    uint8_t *data;              /* NULL: no buffer yet */
+    uint32_t used;              /* bytes in complete segments and the open one */
+    uint32_t segment;           /* size of the equal segments */
+    uint32_t start;             /* of the open segment */
+    uint32_t count;             /* records in the open segment */
+    uint64_t first;             /* sequence of the first record of the batch */
+    uint64_t send_ns;           /* of the open segment's first record */
+    _Atomic uint64_t opened_ns; /* 0: closed; its thread looks without the lock */
     uint32_t messages;
     _Atomic uint32_t cost; /* credit it takes; the timer sends while the source looks */
 };
@@ -234,6 +237,10 @@ struct selene_source {
     uint64_t probe_ns;
     struct selene_counters *counters;
     selene_stamps *stamps; /* NULL: nobody asked */
+    bool lent;             /* a place in the batch, to the application */
+    bool parted;           /* the batch goes on in another buffer than that place's */
+    uint32_t lent_size;
+    uint64_t lent_slice; /* its buffer, when parted */
     /* under batch_lock */
     pthread_mutex_t batch_lock;
     struct dest *dests;
@@ -242,6 +249,7 @@ struct selene_source {
     bool relayed;
     struct dest relay; /* credit of the relayed path */
     struct batch batch;
+    bool closes;        /* it has closed a batch by itself since the timer did */
     uint64_t *returned; /* what the datapath process is done with, slice and outcome in turn; under relay_lock */
     _Atomic uint32_t returned_count;
     struct selene_source *next_sending; /* under remote_lock: sources credit may come for */
@@ -339,7 +347,8 @@ struct selene_session {
     _Atomic uint32_t consumed; /* counts consume calls: who answers messages one by one is not a flood, however fast */
     /* batch timer */
     _Atomic uint32_t timer_awake;
-    _Atomic uint64_t last_batch_ns; /* when the newest batch was opened */
+    _Atomic uint64_t last_batch_ns;  /* when the newest batch was opened */
+    _Atomic uint64_t flood_since_ns; /* since when sources have closed all batches by themselves */
     _Atomic uint32_t open_batches;
     /* reception */
     _Atomic bool ring_used;     /* something may come through the receive ring */
@@ -429,6 +438,12 @@ void selene_source_drain(struct selene_source *source);
 int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *payload, uint32_t size, uint64_t now,
                     uint64_t sequence);
 int selene_flush_locked(struct selene_source *source);
+/* The place of the next record in the open batch, for a message of up to `size` bytes; NULL: a slot is to be borrowed. */
+uint8_t *selene_batch_lend(struct selene_source *source, uint32_t size);
+/* Whether what was written there could stay. */
+bool selene_batch_emit(struct selene_source *source, const selene_buffer *buffer, uint64_t now);
+void selene_batch_part(struct selene_source *source); /* what is lent is the application's alone from now on */
+void selene_batch_returned(struct selene_source *source);
 /* Send the batches that are at least min_age_ns old; time until the next one is due. session->lock is not held. */
 uint64_t selene_flush_session(struct selene_session *s, uint64_t min_age_ns);
 /* Whether every destination has credit for `size` more bytes of payload. */

@@ -85,8 +85,7 @@ static int memory_replace(struct selene_source *source)
         edge_close(source->edges[i]);
     source->edge_count = 0;
     pthread_mutex_lock(&source->batch_lock);
-    if (source->batch.opened_ns) {
-        source->batch.opened_ns = 0;
+    if (qos_load_relaxed(&source->batch.opened_ns)) {
         qos_sub_acq_rel(&s->open_batches, 1);
         count(&source->counters->failed, source->batch.messages);
     }
@@ -174,6 +173,8 @@ void selene_source_apply(struct selene_source *source)
     /* acquire: pairs with the release of who left something; cleared before it is taken, so that nothing is missed */
     if (!qos_exchange_acq_rel(&source->changed, false))
         return;
+    if (source->lent)
+        selene_batch_part(source);
     pthread_mutex_lock(&s->lock);
     if (source->new_memory) {
         /* buffers of the old memory that the application still writes keep it; until they are back nothing can be sent */
@@ -382,6 +383,7 @@ bool selene_source_finish(struct selene_source *source)
         (void)qos_cache_drop(source->cache, source->batch.slice);
         source->batch.data = NULL;
     }
+    selene_batch_returned(source);
     if (source->edge_count > 0 || source->borrowed > 0)
         return source->borrowed > 0 && source->edge_count == 0;
     if (qos_cache_close(source->cache) > 0)

@@ -233,7 +233,7 @@ static void close_segment(struct selene_source *source)
 int selene_flush_locked(struct selene_source *source)
 {
     struct batch *b = &source->batch;
-    if (b->opened_ns == 0)
+    if (qos_load_relaxed(&b->opened_ns) == 0)
         return 0;
     close_segment(source);
     uint64_t begin = qos_clock_stamp_ns();
@@ -254,12 +254,19 @@ int selene_flush_locked(struct selene_source *source)
         outcome(source, b->first, b->messages, rc);
     else if (!source->relayed)
         outcome(source, b->first, b->messages, 1);
-    b->opened_ns = 0;
+    qos_store_relaxed(&b->opened_ns, 0);
     b->cost = 0;
     qos_sub_acq_rel(&source->session->open_batches, 1);
     source->last_send_ns = qos_clock_stamp_ns();
     source->send_cost_ns = source->last_send_ns - begin;
     return rc;
+}
+
+/* By its own thread, because it is full or old. */
+static void close_batch(struct selene_source *source)
+{
+    (void)selene_flush_locked(source);
+    source->closes = true;
 }
 
 uint64_t selene_flush_session(struct selene_session *s, uint64_t min_age_ns)
@@ -271,16 +278,21 @@ uint64_t selene_flush_session(struct selene_session *s, uint64_t min_age_ns)
     uint64_t now = qos_clock_stamp_ns();
     for (struct selene_source *x = s->sources; x; x = x->next) {
         /* whoever holds the lock is about to send anyway */
-        if (pthread_mutex_trylock(&x->batch_lock) != 0)
-            continue;
-        if (x->batch.opened_ns) {
-            uint64_t age = now - x->batch.opened_ns;
-            if (age >= min_age_ns)
+        uint64_t left = min_age_ns;
+        if (pthread_mutex_trylock(&x->batch_lock) == 0) {
+            uint64_t opened = qos_load_relaxed(&x->batch.opened_ns), age = now - opened;
+            if (opened && age >= min_age_ns) {
                 (void)selene_flush_locked(x);
-            else if (min_age_ns - age < next)
-                next = min_age_ns - age;
+                /* it may just not have had the processor; but the last one it did not close itself either */
+                if (!x->closes)
+                    qos_store_relaxed(&s->flood_since_ns, now);
+                x->closes = false;
+                opened = 0;
+            }
+            left = opened ? min_age_ns - age : UINT64_MAX;
+            pthread_mutex_unlock(&x->batch_lock);
         }
-        pthread_mutex_unlock(&x->batch_lock);
+        next = left < next ? left : next;
     }
     pthread_mutex_unlock(&s->lock);
     return next;
@@ -300,7 +312,7 @@ static int batch_open(struct selene_source *source, uint32_t size, uint64_t now)
     b->segment = QOS_WIRE_HEADER + (source->segment_limit - QOS_WIRE_HEADER) / record * record;
     b->used = b->start = b->count = b->messages = 0;
     b->cost = 0;
-    b->opened_ns = now;
+    qos_store_relaxed(&b->opened_ns, now);
     struct selene_session *s = source->session;
     qos_store_relaxed(&s->last_batch_ns, now);
     qos_add_acq_rel(&s->open_batches, 1);
@@ -311,40 +323,106 @@ static int batch_open(struct selene_source *source, uint32_t size, uint64_t now)
     return 0;
 }
 
-/* Append if it fits: 0, or -ENOSPC. */
+/* Where a record would go; at the start of a segment, behind its header. 0: it does not fit. */
+static uint32_t place(const struct batch *b, uint32_t record)
+{
+    if (b->count > 0 && b->used - b->start + record <= b->segment)
+        return b->used;
+    if (QOS_WIRE_HEADER + record > b->segment)
+        return 0;
+    if (b->count == 0)
+        return b->start + QOS_WIRE_HEADER;
+    uint32_t next = b->start + b->segment;
+    return next + b->segment > BATCH_BYTES || next / b->segment >= BATCH_SEGMENTS ? 0 : next + QOS_WIRE_HEADER;
+}
+
+/* Append if it fits: 0, or -ENOSPC. The payload may lie in the batch already, there or further behind. */
 static int batch_append(struct selene_source *source, const uint8_t *payload, uint32_t size, uint64_t sent_ns,
                         uint64_t sequence)
 {
     struct batch *b = &source->batch;
-    uint32_t record = qos_frame_record_size(size);
-    if (b->count > 0 && b->used - b->start + record > b->segment) {
-        uint32_t next = b->start + b->segment;
-        if (QOS_WIRE_HEADER + record > b->segment || next + b->segment > BATCH_BYTES ||
-            next / b->segment >= BATCH_SEGMENTS)
-            return -ENOSPC;
-        close_segment(source);
-        memset(b->data + b->used, 0, next - b->used); /* nothing of an earlier message leaves in the padding */
-        b->start = b->used = next;
+    uint32_t record = qos_frame_record_size(size), at = place(b, record);
+    if (at == 0)
+        return -ENOSPC;
+    if (at != b->used) {
+        uint32_t start = at - QOS_WIRE_HEADER;
+        if (b->count > 0) {
+            close_segment(source);
+            memset(b->data + b->used, 0, start - b->used); /* nothing of an earlier message leaves in the padding */
+        }
+        b->start = start;
         b->count = 0;
-    }
-    if (b->count == 0) {
-        if (QOS_WIRE_HEADER + record > b->segment)
-            return -ENOSPC;
-        b->used = b->start + QOS_WIRE_HEADER;
         b->send_ns = sent_ns;
         b->cost += QOS_WIRE_SKB_COST + b->segment;
     }
     if (b->messages == 0)
         b->first = sequence;
     uint64_t delta = sent_ns - b->send_ns;
-    qos_frame_put_record(b->data + b->used, size, delta < UINT32_MAX ? (uint32_t)delta : UINT32_MAX);
-    memcpy(b->data + b->used + QOS_WIRE_RECORD, payload, size);
-    memset(b->data + b->used + QOS_WIRE_RECORD + size, 0, record - QOS_WIRE_RECORD - size);
-    b->used += record;
+    uint8_t *to = b->data + at + QOS_WIRE_RECORD;
+    qos_frame_put_record(to - QOS_WIRE_RECORD, size, delta < UINT32_MAX ? (uint32_t)delta : UINT32_MAX);
+    if (payload != to)
+        memmove(to, payload, size);
+    memset(to + size, 0, record - QOS_WIRE_RECORD - size);
+    b->used = at + record;
     b->count++;
     b->messages++;
     source->outcomes[sequence % SELENE_OUTCOMES] = 0;
     return 0;
+}
+
+/* ---- A message that is written into the batch by the application itself ----
+ *
+ * In a flood between hosts, borrowing a slot and copying it into the batch would take longer than all the rest. So the place of the next
+ * record is lent, to one message at a time. The timer may send the batch meanwhile: what lies in front of that place. Whatever else
+ * happens in between, the application keeps the memory, and the batch goes on in another buffer. */
+
+uint8_t *selene_batch_lend(struct selene_source *source, uint32_t size)
+{
+    struct batch *b = &source->batch;
+    if (source->lent || source->edge_count > 0 || source->relayed || source->dest_count == 0 || source->stamps)
+        return NULL;
+    uint32_t at = place(b, qos_frame_record_size(size));
+    if (at == 0)
+        return NULL;
+    source->lent = true;
+    source->lent_size = size;
+    return b->data + at + QOS_WIRE_RECORD;
+}
+
+static void part(struct selene_source *source)
+{
+    (void)selene_flush_locked(source);
+    source->parted = true;
+    source->lent_slice = source->batch.slice;
+    source->batch.data = NULL;
+}
+
+void selene_batch_part(struct selene_source *source)
+{
+    pthread_mutex_lock(&source->batch_lock);
+    if (!source->parted)
+        part(source);
+    pthread_mutex_unlock(&source->batch_lock);
+}
+
+void selene_batch_returned(struct selene_source *source)
+{
+    if (source->parted)
+        (void)qos_cache_drop(source->cache, source->lent_slice);
+    source->lent = source->parted = false;
+}
+
+bool selene_batch_emit(struct selene_source *source, const selene_buffer *buffer, uint64_t now)
+{
+    bool ok = false;
+    pthread_mutex_lock(&source->batch_lock);
+    if (!source->parted && qos_load_relaxed(&source->batch.opened_ns)) {
+        ok = batch_append(source, buffer->data, buffer->size, now, source->sequence) == 0;
+        if (now - qos_load_relaxed(&source->batch.opened_ns) >= BATCH_CLOSE_NS)
+            close_batch(source);
+    }
+    pthread_mutex_unlock(&source->batch_lock);
+    return ok;
 }
 
 /* ---- One message ---- */
@@ -397,7 +475,9 @@ int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *paylo
     struct batch *b = &source->batch;
     int rc;
     pthread_mutex_lock(&source->batch_lock);
-    if (b->opened_ns == 0) {
+    if (QOS_UNLIKELY(source->lent && !source->parted))
+        part(source);
+    if (qos_load_relaxed(&b->opened_ns) == 0) {
         /* idle when the last send was over for longer than a fraction of what a send takes: then a batch would only add latency */
         uint64_t idle = source->send_cost_ns / 4 < BATCH_IDLE_MAX_NS ? source->send_cost_ns / 4 : BATCH_IDLE_MAX_NS;
         uint32_t consumed = qos_load_relaxed(&source->session->consumed);
@@ -413,12 +493,12 @@ int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *paylo
     }
     rc = batch_append(source, payload, size, sent_ns, sequence);
     if (rc < 0) {
-        (void)selene_flush_locked(source);
+        close_batch(source);
         rc = QOS_WIRE_OVERHEAD + ((size + 7) & ~7u) <= source->segment_limit && batch_open(source, size, now) == 0
                  ? batch_append(source, payload, size, sent_ns, sequence)
                  : send_alone(source, slice, payload, size, sent_ns, sequence, now);
-    } else if (now - b->opened_ns >= BATCH_TIMER_NS) {
-        (void)selene_flush_locked(source);
+    } else if (now - qos_load_relaxed(&b->opened_ns) >= BATCH_CLOSE_NS) {
+        close_batch(source);
     }
     pthread_mutex_unlock(&source->batch_lock);
     return rc;

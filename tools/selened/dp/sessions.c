@@ -119,7 +119,7 @@ static void end(struct dp_control *c, struct dp_session *s)
     struct dp_command command = {.request = DP_REMOVE_SESSION, .session = s, .violation = s->end_error != 0};
     epoll_ctl(c->epoll_fd, EPOLL_CTL_DEL, s->socket, NULL);
     dp_data_call(c->data, &command);
-    if (s->end_error == 0 && s->cut_error != 0) { /* it left by itself, but what it left behind was found to be a breach */
+    if (s->end_error == 0 && s->cut_error != 0) { /* it left by itself, and behind it a breach */
         s->end_error = s->cut_error;
         s->end_text = s->cut_text;
     }

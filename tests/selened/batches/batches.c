@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Clients for test_batches.py. Each message says which one it is, and is filled with bytes that follow from that.
+ *
+ *   batches source COUNT SEED   emits so many, fast, in every order in which buffers can be borrowed, emitted and cancelled
+ *   batches sink COUNT          until it has so many: each has to come once, whole
+ *   batches guest               takes what comes, until it is ended
+ *
+ * Source and sink end with a JSON object of what they have counted.
+ */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "selene.h"
+
+#define LIFE_S 120
+#define CHANNEL 7
+#define SIZE_MAX_BYTES 300
+#define HELD 8
+
+static uint64_t state, next_id, total;
+static selene_source *source;
+static selene_sink *sink;
+
+/* xorshift64* (Vigna 2016): the same operations for the same seed. */
+static uint32_t draw(uint32_t below)
+{
+    state ^= state >> 12;
+    state ^= state << 25;
+    state ^= state >> 27;
+    return (uint32_t)((state * UINT64_C(2685821657736338717)) >> 33) % below;
+}
+
+static void check(int64_t rc, const char *what)
+{
+    if (rc >= 0)
+        return;
+    fprintf(stderr, "batches: %s: %s (%s)\n", what, selene_last_error(), strerror((int)-rc));
+    exit(1);
+}
+
+/* ---- Messages ---- */
+
+static uint8_t byte_of(uint64_t id, uint32_t at)
+{
+    return (uint8_t)(id * 31 + at * 7 + (id >> 8));
+}
+
+static void fill(const selene_buffer *b, uint64_t id)
+{
+    uint8_t *data = b->data;
+    memcpy(data, &id, sizeof id);
+    for (uint32_t i = sizeof id; i < b->size; i++)
+        data[i] = byte_of(id, i);
+}
+
+/* The message's number, or total: it is not whole. */
+static uint64_t read_back(const selene_buffer *b)
+{
+    const uint8_t *data = b->data;
+    uint64_t id;
+    memcpy(&id, data, sizeof id);
+    for (uint32_t i = sizeof id; i < b->size; i++)
+        if (data[i] != byte_of(id, i))
+            return total;
+    return id < total ? id : total;
+}
+
+/* ---- Source ---- */
+
+static selene_buffer held[HELD];
+static uint32_t held_count;
+
+static void borrow(selene_buffer *b)
+{
+    check(selene_get_buffer(source, draw(64) ? 64 : 8 + draw(SIZE_MAX_BYTES - 8), 0, b), "get_buffer");
+    fill(b, next_id++);
+}
+
+static void emit(selene_buffer *b)
+{
+    if (draw(16) == 0) /* shorter than it was borrowed for, still whole */
+        b->size = 8 + draw(b->size - 7);
+    check(selene_emit_data(source, b), "emit");
+}
+
+static void hold(void)
+{
+    if (held_count < HELD && next_id < total)
+        borrow(&held[held_count++]);
+}
+
+static void let_go(void)
+{
+    if (held_count == 0)
+        return;
+    uint32_t i = draw(held_count);
+    emit(&held[i]);
+    held[i] = held[--held_count];
+}
+
+static void change_mind(void)
+{
+    selene_buffer b;
+    check(selene_get_buffer(source, 64, 0, &b), "get_buffer");
+    memset(b.data, 0xee, b.size); /* must not be seen */
+    selene_cancel_buffer(source, &b);
+}
+
+static void run_source(void)
+{
+    while (next_id < total) {
+        selene_buffer b;
+        switch (draw(400)) {
+        case 0:
+            hold();
+            break;
+        case 1:
+            let_go();
+            break;
+        case 2:
+            change_mind();
+            break;
+        case 3:
+            check(selene_flush(source), "flush");
+            break;
+        default:
+            borrow(&b);
+            emit(&b);
+        }
+    }
+    while (held_count > 0)
+        let_go();
+    selene_source_stats s;
+    check(selene_flush(source), "flush");
+    selene_source_get_stats(source, &s);
+    printf("{\"messages\":%llu,\"datagrams\":%llu,\"failed\":%llu}\n", (unsigned long long)s.messages,
+           (unsigned long long)s.datagrams, (unsigned long long)(s.failed + s.dropped));
+    selene_close_source(source);
+}
+
+/* ---- Sink ---- */
+
+static void run_sink(void)
+{
+    uint8_t *seen = calloc(total, 1);
+    uint64_t broken = 0, twice = 0, got = 0;
+    puts("ready");
+    fflush(stdout);
+    for (; got < total; got++) {
+        selene_buffer b;
+        if (selene_consume_timeout(sink, 10000000000u, &b) != 1)
+            break;
+        uint64_t id = read_back(&b);
+        broken += id == total;
+        twice += id < total && seen[id]++;
+        check(selene_release_buffer(sink, &b), "release");
+    }
+    selene_sink_stats s;
+    selene_sink_get_stats(sink, &s);
+    printf("{\"messages\":%llu,\"broken\":%llu,\"twice\":%llu,\"lost\":%llu,\"duplicated\":%llu,\"reordered\":%llu}\n",
+           (unsigned long long)got, (unsigned long long)broken, (unsigned long long)twice, (unsigned long long)s.lost,
+           (unsigned long long)s.duplicated, (unsigned long long)s.reordered);
+}
+
+static void run_guest(void)
+{
+    selene_buffer b;
+    puts("ready");
+    fflush(stdout);
+    for (;;)
+        if (selene_consume_timeout(sink, 1000000, &b) == 1)
+            check(selene_release_buffer(sink, &b), "release");
+}
+
+int main(int argc, char **argv)
+{
+    selene_session *session;
+    selene_stream *stream;
+    selene_options options;
+    if (argc < 2 || (strcmp(argv[1], "guest") != 0 && argc < 3)) {
+        fputs("usage: batches source COUNT SEED | batches sink COUNT | batches guest\n", stderr);
+        return 2;
+    }
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    alarm(LIFE_S);
+    total = argc > 2 ? strtoull(argv[2], NULL, 10) : 0;
+    state = (argc > 3 ? strtoull(argv[3], NULL, 10) : 0) * 2 + 1;
+    selene_options_defaults(&options);
+    options.delivery = 1;
+    check(selene_init_session(&session, NULL), "session");
+    check(selene_create_stream(session, &options, &stream), "stream");
+    if (strcmp(argv[1], "source") == 0) {
+        check(selene_create_source(stream, CHANNEL, &source), "source");
+        run_source();
+    } else {
+        check(selene_create_sink(stream, CHANNEL, NULL, NULL, &sink), "sink");
+        strcmp(argv[1], "sink") == 0 ? run_sink() : run_guest();
+    }
+    return selene_close_session(session) < 0;
+}
