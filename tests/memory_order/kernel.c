@@ -115,6 +115,22 @@ int __wrap_pthread_mutex_lock(pthread_mutex_t *mutex)
     return 0;
 }
 
+int __real_pthread_mutex_trylock(pthread_mutex_t *mutex);
+int __wrap_pthread_mutex_trylock(pthread_mutex_t *mutex)
+{
+    if (!model_active())
+        return __real_pthread_mutex_trylock(mutex);
+    unsigned i = mutex_at(mutex);
+    model_step(NULL, NULL);
+    model_note(k.mutexes[i].held);
+    if (k.mutexes[i].held)
+        return EBUSY;
+    k.mutexes[i].held = true;
+    model_note(++k.mutexes[i].taken);
+    model_acquire_from(mutex);
+    return 0;
+}
+
 int __real_pthread_mutex_unlock(pthread_mutex_t *mutex);
 int __wrap_pthread_mutex_unlock(pthread_mutex_t *mutex)
 {

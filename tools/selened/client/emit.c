@@ -348,9 +348,9 @@ int selene_emit_burst(selene_source *source, selene_buffer *buffers, uint32_t n,
 
 int selene_flush(selene_source *source)
 {
-    pthread_mutex_lock(&source->batch_lock);
+    qos_gate_enter(&source->batch_gate);
     int rc = selene_flush_locked(source);
-    pthread_mutex_unlock(&source->batch_lock);
+    qos_gate_leave(&source->batch_gate);
     if (qos_load_relaxed(&source->changed))
         selene_source_apply(source);
     selene_source_drain(source);
@@ -365,9 +365,9 @@ int selene_check_emit_outcome(selene_source *source, int64_t token)
         return -ESTALE;
     if (source->outcomes[token % SELENE_OUTCOMES] == 0)
         selene_source_drain(source);
-    pthread_mutex_lock(&source->batch_lock); /* the timer may be sending it */
+    qos_gate_enter(&source->batch_gate); /* the timer may be sending it */
     int rc = source->outcomes[token % SELENE_OUTCOMES];
-    pthread_mutex_unlock(&source->batch_lock);
+    qos_gate_leave(&source->batch_gate);
     return rc;
 }
 

@@ -4,13 +4,13 @@
  *
  *   service thread   the two daemon sockets, reconnection, the batch timer. It never touches an endpoint's data path: what it learns it
  *                    leaves in the endpoint's inbox (under session->lock) and raises `changed`; the endpoint's own thread takes it.
- *   source's thread  edges, cache, sequence; the batch too, under batch_lock, which it shares with the timer: that sends what is in
- *                    it, and appends nothing.
+ *   source's thread  edges, cache, sequence; the batch too, behind batch_gate: the timer and threads that are about to sleep visit it
+ *                    to send what is in it, and append nothing.
  *   sink's thread    its edges and current datagram.
  *   receiver         whichever sink's (or waiting source's) thread got session->receiving: it takes datagrams from the socket or the
  *                    receive ring, checks them, and queues them at the sinks (session->remote_lock guards that table).
  *
- * Lock order: lock, remote_lock, batch_lock, then the leaf lock relay_lock.
+ * Lock order: lock, remote_lock, batch_gate, then the leaf lock relay_lock.
  */
 #ifndef SELENE_INTERNAL_H
 #define SELENE_INTERNAL_H
@@ -26,6 +26,7 @@
 #include "datapath/fault.h"
 #include "datapath/shm.h"
 #include "frame.h"
+#include "gate.h"
 #include "pool.h"
 #include "proto.h"
 #include "ring.h"
@@ -241,8 +242,8 @@ struct selene_source {
     bool parted;           /* the batch goes on in another buffer than that place's */
     uint32_t lent_size;
     uint64_t lent_slice; /* its buffer, when parted */
-    /* under batch_lock */
-    pthread_mutex_t batch_lock;
+    /* behind batch_gate, whose owner is the source's thread */
+    struct qos_gate batch_gate;
     struct dest *dests;
     uint32_t dest_count, epoch, segment_limit;
     uint32_t credit_top; /* where the newest path began to count */

@@ -84,7 +84,7 @@ static int memory_replace(struct selene_source *source)
     for (uint32_t i = 0; i < source->edge_count; i++)
         edge_close(source->edges[i]);
     source->edge_count = 0;
-    pthread_mutex_lock(&source->batch_lock);
+    qos_gate_enter(&source->batch_gate);
     if (qos_load_relaxed(&source->batch.opened_ns)) {
         qos_sub_acq_rel(&s->open_batches, 1);
         count(&source->counters->failed, source->batch.messages);
@@ -101,7 +101,7 @@ static int memory_replace(struct selene_source *source)
     source->cache = cache;
     source->new_memory = false;
     source->stale = false;
-    pthread_mutex_unlock(&source->batch_lock);
+    qos_gate_leave(&source->batch_gate);
     counters_at(source);
     selene_memory_drop(old);
     return 0;
@@ -111,7 +111,7 @@ static int memory_replace(struct selene_source *source)
 static void route_replace(struct selene_source *source)
 {
     pthread_mutex_lock(&source->session->remote_lock);
-    pthread_mutex_lock(&source->batch_lock);
+    qos_gate_enter(&source->batch_gate);
     (void)selene_flush_locked(source); /* on the old path, under the old epoch */
     struct dest *dests = source->new_dests, *old = source->dests;
     note_credit(source);
@@ -144,7 +144,7 @@ static void route_replace(struct selene_source *source)
     source->new_dests = NULL;
     source->new_route = false;
     selene_pair(source->session);
-    pthread_mutex_unlock(&source->batch_lock);
+    qos_gate_leave(&source->batch_gate);
     pthread_mutex_unlock(&source->session->remote_lock);
     free(old);
 }
@@ -273,7 +273,7 @@ static int create(struct selene_stream *stream, uint64_t channel, const char *na
     source->endpoint.channel = channel;
     memcpy(source->endpoint.name, name, strlen(name) + 1);
     source->segment_limit = RELAYED_SEGMENT;
-    pthread_mutex_init(&source->batch_lock, NULL);
+    qos_gate_init(&source->batch_gate);
     source->returned = calloc(2 * RELAY_OUTSTANDING, sizeof *source->returned);
     pthread_mutex_lock(&s->lock);
     source->memory = s->memory;
@@ -419,7 +419,7 @@ void selene_source_free(struct selene_source *source)
     if (source->cache)
         qos_cache_discard(source->cache);
     selene_memory_drop(source->memory);
-    pthread_mutex_destroy(&source->batch_lock);
+    qos_gate_destroy(&source->batch_gate);
     free(source->edges);
     free(source->dests);
     free(source->new_dests);

@@ -277,22 +277,25 @@ uint64_t selene_flush_session(struct selene_session *s, uint64_t min_age_ns)
     pthread_mutex_lock(&s->lock);
     uint64_t now = qos_clock_stamp_ns();
     for (struct selene_source *x = s->sources; x; x = x->next) {
-        /* whoever holds the lock is about to send anyway */
-        uint64_t left = min_age_ns;
-        if (pthread_mutex_trylock(&x->batch_lock) == 0) {
-            uint64_t opened = qos_load_relaxed(&x->batch.opened_ns), age = now - opened;
-            if (opened && age >= min_age_ns) {
+        uint64_t opened = qos_load_relaxed(&x->batch.opened_ns);
+        if (!opened)
+            continue;
+        int64_t left = (int64_t)(opened + min_age_ns - now);
+        if (left <= 0) {
+            left = (int64_t)min_age_ns;
+            /* whoever is inside is about to send anyway */
+            if (qos_gate_visit(&x->batch_gate)) {
                 (void)selene_flush_locked(x);
                 /* it may just not have had the processor; but the last one it did not close itself either */
                 if (!x->closes)
                     qos_store_relaxed(&s->flood_since_ns, now);
                 x->closes = false;
-                opened = 0;
+                qos_gate_visited(&x->batch_gate);
+                continue;
             }
-            left = opened ? min_age_ns - age : UINT64_MAX;
-            pthread_mutex_unlock(&x->batch_lock);
         }
-        next = left < next ? left : next;
+        if ((uint64_t)left < next)
+            next = (uint64_t)left;
     }
     pthread_mutex_unlock(&s->lock);
     return next;
@@ -318,8 +321,10 @@ static int batch_open(struct selene_source *source, uint32_t size, uint64_t now)
     qos_add_acq_rel(&s->open_batches, 1);
     /* pairs with the fence in service.c's next_due */
     qos_fence_seq_cst();
-    if (!qos_load_relaxed(&s->timer_awake) && !qos_exchange_acq_rel(&s->timer_awake, 1))
+    if (!qos_load_relaxed(&s->timer_awake) && !qos_exchange_acq_rel(&s->timer_awake, 1)) {
+        qos_store_relaxed(&s->flood_since_ns, now);
         selene_kick(s);
+    }
     return 0;
 }
 
@@ -399,10 +404,10 @@ static void part(struct selene_source *source)
 
 void selene_batch_part(struct selene_source *source)
 {
-    pthread_mutex_lock(&source->batch_lock);
+    qos_gate_enter(&source->batch_gate);
     if (!source->parted)
         part(source);
-    pthread_mutex_unlock(&source->batch_lock);
+    qos_gate_leave(&source->batch_gate);
 }
 
 void selene_batch_returned(struct selene_source *source)
@@ -415,13 +420,13 @@ void selene_batch_returned(struct selene_source *source)
 bool selene_batch_emit(struct selene_source *source, const selene_buffer *buffer, uint64_t now)
 {
     bool ok = false;
-    pthread_mutex_lock(&source->batch_lock);
+    qos_gate_enter(&source->batch_gate);
     if (!source->parted && qos_load_relaxed(&source->batch.opened_ns)) {
         ok = batch_append(source, buffer->data, buffer->size, now, source->sequence) == 0;
         if (now - qos_load_relaxed(&source->batch.opened_ns) >= BATCH_CLOSE_NS)
             close_batch(source);
     }
-    pthread_mutex_unlock(&source->batch_lock);
+    qos_gate_leave(&source->batch_gate);
     return ok;
 }
 
@@ -474,7 +479,7 @@ int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *paylo
     uint64_t now = sent_ns;
     struct batch *b = &source->batch;
     int rc;
-    pthread_mutex_lock(&source->batch_lock);
+    qos_gate_enter(&source->batch_gate);
     if (QOS_UNLIKELY(source->lent && !source->parted))
         part(source);
     if (qos_load_relaxed(&b->opened_ns) == 0) {
@@ -487,7 +492,7 @@ int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *paylo
         if (!flood || QOS_WIRE_OVERHEAD + ((size + 7) & ~7u) > source->segment_limit ||
             batch_open(source, size, now) < 0) {
             rc = send_alone(source, slice, payload, size, sent_ns, sequence, now);
-            pthread_mutex_unlock(&source->batch_lock);
+            qos_gate_leave(&source->batch_gate);
             return rc;
         }
     }
@@ -500,7 +505,7 @@ int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *paylo
     } else if (now - qos_load_relaxed(&b->opened_ns) >= BATCH_CLOSE_NS) {
         close_batch(source);
     }
-    pthread_mutex_unlock(&source->batch_lock);
+    qos_gate_leave(&source->batch_gate);
     return rc;
 }
 
@@ -520,7 +525,7 @@ void selene_probe(struct selene_source *source)
                          .sequence = source->sequence,
                          .epoch = source->epoch};
     uint8_t header[QOS_WIRE_HEADER];
-    pthread_mutex_lock(&source->batch_lock);
+    qos_gate_enter(&source->batch_gate);
     for (uint32_t i = 0; i < source->dest_count; i++) {
         w.credit = source->dests[i].sent;
         qos_frame_encode(header, &w);
@@ -534,5 +539,5 @@ void selene_probe(struct selene_source *source)
         int rc = selene_relay_push(source->session, source->memory, slice, QOS_WIRE_HEADER, SELENE_TO_ROUTE);
         (void)qos_cache_emit(source->cache, slice, rc == 0);
     }
-    pthread_mutex_unlock(&source->batch_lock);
+    qos_gate_leave(&source->batch_gate);
 }
