@@ -87,7 +87,7 @@ static inline void peer_take(uint64_t sequence)
     if (++peer_next == peer_count) {
         peer_stop_ns = raw_now_ns();
         peer_cpu_ns = raw_cpu_ns() - peer_cpu_ns;
-        peer_send(PEER_HELLO);
+        peer_send(PEER_BYE);
         peer_flush();
         atomic_store(&peer_ended, true);
     }
@@ -104,9 +104,11 @@ static inline void received(const void *data, size_t size)
         if (!peer_asks) {
             peer_send(PEER_HELLO);
             peer_flush();
-        } else if (atomic_exchange(&peer_answered, true) && peer_next == peer_count) {
-            atomic_store(&peer_ended, true);
+        } else {
+            atomic_store(&peer_answered, true);
         }
+    } else if (sequence == PEER_BYE) {
+        atomic_store(&peer_ended, true); /* perhaps before the last send has returned */
     } else if (peer_role == PEER_SERVER) {
         peer_send(sequence);
     } else if (peer_role == PEER_CLIENT) {
@@ -148,7 +150,6 @@ static inline void peer_run_publisher(void)
         peer_send(i);
     peer_flush();
     double elapsed = (double)(raw_now_ns() - start), cpu_ns = (double)(raw_cpu_ns() - cpu);
-    peer_next = peer_count;
     while (!peer_done())
         peer_wait();
     printf("{\"kind\":\"flood\",\"count\":%" PRIu64 ",\"rate_per_s\":%.0f,\"cpu_ns\":%.1f}\n", peer_count,

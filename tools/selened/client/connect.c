@@ -122,7 +122,7 @@ static int greet(struct selene_session *s, int fd, struct selene_welcome *welcom
     int rc = selene_send_packet(fd, &hello, sizeof hello, SELENE_C_HELLO, 1, shown, (shown[0] >= 0) + (shown[1] >= 0));
     if (netns >= 0)
         close(netns);
-    if (rc == 0)
+    if (rc == 0 || rc == -EPIPE) /* who refuses before it has read has said why */
         rc = wait_readable(fd);
     if (rc < 0)
         return selene_fail(rc, "selened at %s does not answer: %s", s->socket_path, strerror(-rc));
