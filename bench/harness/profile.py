@@ -28,6 +28,7 @@ EVENT = "cpu-clock"  # the only one there is without performance counters
 FUNCTION_SHARE_MIN = 0.002  # of the time that was worked, on the side where it is larger
 WORKING_SHARE_MIN = 0.01
 SIDES = ("baseline", "project")
+PROJECT = {"lunar-mom": "Lunar"}  # who the project is, where not SELENE
 PERMIT = "as root, or after: sysctl kernel.perf_event_paranoid=-1 kernel.kptr_restrict=0"
 
 
@@ -141,17 +142,17 @@ def runs_of(folder: Path) -> list[Run]:
             began = ended - record["count"] * ns
         except (KeyError, ZeroDivisionError) as error:
             raise RunError(f"{record['row']}: a record does not tell when it was measured: {error!r}") from error
-        project = record["role"] == "project"
-        runs.append(Run(record["row"], SIDES[project], "project" if project else record["baseline"],
-                        "round trip" if "mean_ns" in record else "message", ns, began, ended))  # fmt: skip
+        side, program = "baseline", record["baseline"]
+        if record["role"] == "project":
+            side, program = "project", PROJECT.get(record["bench"], "SELENE")
+        operation = "round trip" if "mean_ns" in record else "message"
+        runs.append(Run(record["row"], side, program, operation, ns, began, ended))
     return runs
 
 
 def _counted(profile: Profile, family: set[int], run: Run, cpu: int) -> Counter[tuple[str, str]]:
     return Counter(
-        classify(sample, family)
-        for sample in profile.samples
-        if sample.cpu == cpu and run.began_ns <= sample.time_ns < run.ended_ns
+        classify(sample, family) for sample in profile.between(run.began_ns, run.ended_ns) if sample.cpu == cpu
     )
 
 
@@ -206,10 +207,9 @@ def shares(profile: Profile, family: set[int], runs: Sequence[Run]) -> tuple[lis
 
 def measured(profile: Profile, family: set[int], runs: Sequence[Run], side: str) -> list[Sample]:
     """Return the samples of a side's processes, and of nobody else, in the measured parts of its runs."""
-    mine = [run for run in runs if run.side == side]
     return [
-        sample for sample in profile.samples
-        if sample.pid in family and any(run.began_ns <= sample.time_ns < run.ended_ns for run in mine)
+        sample for run in runs if run.side == side
+        for sample in profile.between(run.began_ns, run.ended_ns) if sample.pid in family
     ]  # fmt: skip
 
 

@@ -42,14 +42,14 @@ def _columns(axis: Any, shares: list[Record], of: dict[str, Record]) -> None:
             bottom += ns
         axis.text(x, bottom / 1000, f"{_micros(bottom)}\n", ha="center", va="center", fontsize=8)
     axis.set_xticks([place + 0.5 * (place // 2) for place in range(len(bars))],
-                    [f"{of[side]['program'] if side == 'baseline' else 'SELENE'}\nCPU {cpu}" for cpu, side in bars],
+                    [f"{of[side]['program']}\nCPU {cpu}" for cpu, side in bars],
                     fontsize=8)  # fmt: skip
     axis.set_ylabel(f"µs per {of['project']['operation']}, mean")
     axis.set_title("what each CPU did", fontsize=10)
 
 
 def _pairs(axis: Any, rows: list[Any]) -> None:
-    """Two bars for each of ``rows`` (name, group, baseline's ns, SELENE's ns), and the difference in words.
+    """Two bars for each of ``rows`` (name, group, baseline's ns, project's ns), and the difference in words.
 
     The time of idling and of others may be longer than all else, and is cut off then.
     """
@@ -93,15 +93,18 @@ def draw_row(row: str, records: list[Record], environment: Record, folder: Path)
     )
     _columns(columns, shares, of)
     _pairs(groups, [(GROUPS[g], g, *(_sum(shares, side=side, group=g) for side in SIDES)) for g in reversed(present)])
-    groups.set_title(f"the same by group, all CPUs (pale: {of['baseline']['program']}, full: SELENE)", fontsize=10)
+    groups.set_title(
+        f"the same by group, all CPUs (pale: {of['baseline']['program']}, full: {of['project']['program']})",
+        fontsize=10,
+    )
     _pairs(detail, pairs)
     detail.set_title(f"the {len(pairs)} functions that differ most", fontsize=10)
     for axis in (groups, detail):
         axis.set_xlabel(f"µs per {of['project']['operation']}")
     for axis in (columns, groups, detail):
         axis.spines[["top", "right"]].set_visible(False)
-    counted = ", ".join(f"{r['program'] if side == 'baseline' else 'SELENE'} {r['runs']} runs, {r['samples']} samples"
-                        for side, r in of.items())  # fmt: skip
+    counted = ", ".join(f"{r['program']} {r['runs']} runs, {r['samples']} samples"
+                        for r in of.values())  # fmt: skip
     figure.suptitle(f"{environment['bench']} {row}: where the time goes\n{counted}; {environment['cpu_model']}, "
                     f"Linux {environment['kernel']}", fontsize=11)  # fmt: skip
     figure.tight_layout()

@@ -8,6 +8,7 @@ interrupts off is seen where they are turned on again, which is mostly in the sa
 
 import functools
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -95,11 +96,18 @@ class Sample:
 
 @dataclass
 class Profile:
-    """All samples, each process' parent, and how many samples were lost on the way."""
+    """All samples in the order of time, each process' parent, and how many samples were lost on the way."""
 
     samples: list[Sample] = field(default_factory=list)
     parents: dict[int, int] = field(default_factory=dict)
     lost: int = 0
+
+    def between(self, began_ns: float, ended_ns: float) -> list[Sample]:
+        """Return the samples from ``began_ns`` until before ``ended_ns``."""
+        first, last = (
+            bisect_left(self.samples, end, key=lambda sample: sample.time_ns) for end in (began_ns, ended_ns)
+        )
+        return self.samples[first:last]
 
     def family(self, root: int) -> set[int]:
         """Return the processes that ``root`` started, and those that they started."""
@@ -116,6 +124,7 @@ def parse(lines: Iterable[str]) -> Profile:
     Lines of any other form are passed over.
     """
     profile = Profile()
+    stacks: dict[tuple[Frame, ...], tuple[Frame, ...]] = {}  # the same ones come again and again
     for block in _blocks(lines):
         found = EVENT.match(block[0])
         if found is None:
@@ -126,18 +135,19 @@ def parse(lines: Iterable[str]) -> Profile:
         elif lost := LOST.search(found["rest"]):
             profile.lost += int(lost["count"])
         elif not found["rest"]:
-            frames = tuple(_frame(line) for line in block[1:])
+            frames = tuple(frame for line in block[1:] if (frame := _frame(line)) is not None)
             time_ns = int(found["s"]) * 1_000_000_000 + int(found["ns"])
-            profile.samples.append(Sample(time_ns, int(found["cpu"]), int(found["pid"]), found["comm"], frames))
+            profile.samples.append(Sample(time_ns, int(found["cpu"]), int(found["pid"]), found["comm"],
+                                          stacks.setdefault(frames, frames)))  # fmt: skip
     return profile
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Yield each event with its frames, which are the lines that begin with a tab or blanks and an address."""
+    """Yield each event with its frames, which are the lines that begin with a tab."""
     block: list[str] = []
     for line in lines:
         text = line.rstrip("\n")
-        if FRAME.match(text) and block:
+        if text.startswith("\t"):
             block.append(text)
         elif text:
             if block:
@@ -148,9 +158,10 @@ def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 @functools.lru_cache(maxsize=65536)
-def _frame(line: str) -> Frame:
+def _frame(line: str) -> Frame | None:
     found = FRAME.match(line)
-    assert found is not None
+    if found is None:
+        return None
     file = found["file"].rpartition("/")[2]
     symbol = COPIES.sub("", found["symbol"])
     return Frame(symbol if symbol != "[unknown]" else file, file)

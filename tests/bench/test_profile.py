@@ -116,6 +116,7 @@ def test_shares_are_those_of_the_measured_part_and_add_up_to_a_round_trip() -> N
         profile.Run("row", "baseline", "udp", "round trip", 1000.0, 100, 200),
         profile.Run("row", "project", "project", "round trip", 3000.0, 300, 400),
     ]
+    samples.sort(key=lambda sample: sample.time_ns)
     by_group, by_function = profile.shares(stacks.Profile(samples), {1}, runs)
     assert [(r["side"], r["cpu"], r["group"], r["ns"], r["share"]) for r in by_group] == [
         ("baseline", 0, "system_call", 250, 0.25), ("baseline", 0, "network", 750, 0.75),
