@@ -49,5 +49,5 @@ install: setup ## C parts, manual pages, completions into PREFIX (/usr/local), b
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .ci/install-c "$(PREFIX)" "$(DESTDIR)"
 
 clean: ## remove what was built, .venv included
-	rm -rf build build-install build-asan build-tsan build-fuzz .build-* .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build build-install build-asan build-tsan build-fuzz build-profile .build-* .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

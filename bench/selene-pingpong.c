@@ -145,9 +145,10 @@ static void drain(void)
     qsort(latency_ns, rate ? got : 0, sizeof(*latency_ns), raw_compare_u64);
     printf("{\"kind\":\"throughput\",\"count\":%" PRIu64 ",\"lost\":%" PRIu64 ",\"duplicated\":%" PRIu64
            ",\"reordered\":%" PRIu64 ",\"size_bytes\":%" PRIu64 ",\"rate_per_s\":%.0f,\"goodput_bits_per_s\":%.0f"
-           ",\"latency_p50_ns\":%" PRIu64 ",\"cpu_ns\":%.1f}\n",
+           ",\"latency_p50_ns\":%" PRIu64 ",\"cpu_ns\":%.1f,\"ended_ns\":%" PRIu64 "}\n",
            got, s.lost + s.dropped, s.duplicated, s.reordered, size, (double)got / seconds,
-           (double)(got * size * 8) / seconds, got ? raw_percentile(latency_ns, got, 0.5) : 0, cpu_ns / (double)got);
+           (double)(got * size * 8) / seconds, got ? raw_percentile(latency_ns, got, 0.5) : 0, cpu_ns / (double)got,
+           stop);
 }
 
 int main(int argc, char **argv)

@@ -50,6 +50,10 @@ def _ipv6() -> str | None:
     return None if Path("/proc/net/if_inet6").exists() else "the kernel has no IPv6"
 
 
+def _perf() -> str | None:
+    return _runs("perf", "record", "--quiet", "-e", "cpu-clock", "-C", "0", "-o", "/dev/null", "--", "true")
+
+
 def _program(name: str) -> Callable[[], str | None]:
     return lambda: None if shutil.which(name) else f"{name} is not installed"
 
@@ -61,6 +65,7 @@ RESOURCES: dict[str, tuple[str, Callable[[], str | None]]] = {
     "rt": ("real-time priorities", _rt),
     "phc": ("a PTP hardware clock, /dev/ptp0", _phc),
     "ipv6": ("IPv6", _ipv6),
+    "perf": ("perf, and the right to sample CPUs", _perf),
     "gcc": ("a C compiler", _program("gcc")),
     "pkgconfig": ("pkg-config", _program("pkg-config")),
     "jq": ("jq", _program("jq")),

@@ -113,7 +113,7 @@ class Bench:
         def seen(number: int, made: Round) -> None:
             for role, record in made.records.items():
                 self.samples.append({**record, "bench": self.name, "row": comparison.name, "pair": number,
-                                     "role": role})  # fmt: skip
+                                     "role": role, "baseline": comparison.baseline})  # fmt: skip
             pair = {
                 metric.name: metric.compare(made.records["project"], made.records["baseline"])
                 for metric in comparison.metrics

@@ -5,6 +5,7 @@
 imported only here.
 """
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -70,13 +71,13 @@ def draw(folder: Path) -> Path:
     return folder / FILE
 
 
-def draw_or_say_why_not(folder: Path) -> None:
-    """Draw ``folder`` with this Python or else the checkout's; without matplotlib in either, say so on stderr."""
+def draw_or_say_why_not(folder: Path, module: str = "harness.plot") -> None:
+    """Let ``module`` draw ``folder`` with this Python or else the checkout's; without matplotlib in either, say so."""
     if importlib.util.find_spec("matplotlib"):
-        draw(folder)
+        importlib.import_module(module).draw(folder)
         return
     if PROJECT_PYTHON.exists():
-        command = [str(PROJECT_PYTHON), "-m", "harness.plot", str(folder.resolve())]
+        command = [str(PROJECT_PYTHON), "-m", module, str(folder.resolve())]
         if subprocess.run(command, cwd=ROOT / "bench", check=False, capture_output=True).returncode == 0:
             return
     print("no plot: matplotlib is not installed (make setup, or pip install matplotlib)", file=sys.stderr)

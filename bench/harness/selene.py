@@ -251,6 +251,7 @@ def run_flood(
         "dropped": sent["dropped"],
         "kernel_lost": kernel,
         **means,
+        "ended_ns": max(record["ended_ns"] for record in records),
         "sent_per_s": sent["rate_per_s"],
         "source_cpu_ns": sent["cpu_ns"],
         "daemon_cpu_ns": carried / sent["count"],

@@ -162,9 +162,9 @@ static inline void peer_run_receiver(void)
     while (!peer_done())
         peer_wait();
     printf("{\"kind\":\"throughput\",\"count\":%" PRIu64 ",\"lost\":%" PRIu64 ",\"size_bytes\":%" PRIu64
-           ",\"rate_per_s\":%.0f,\"cpu_ns\":%.1f}\n",
-           peer_next, peer_lost, peer_size, (double)peer_next * 1e9 / (double)(peer_stop_ns - peer_start_ns),
-           (double)peer_cpu_ns / (double)peer_next);
+           ",\"ended_ns\":%" PRIu64 ",\"rate_per_s\":%.0f,\"cpu_ns\":%.1f}\n",
+           peer_next, peer_lost, peer_size, peer_stop_ns,
+           (double)peer_next * 1e9 / (double)(peer_stop_ns - peer_start_ns), (double)peer_cpu_ns / (double)peer_next);
 }
 
 static inline int peer_main(int argc, char **argv)

@@ -133,10 +133,11 @@ static inline uint64_t raw_percentile(const uint64_t *samples, size_t count, dou
     return samples[rank > 0 ? rank - 1 : 0];
 }
 
-/* Sorts `rtt_ns` and prints the summary line; `cpu_ns` is CPU time per round trip. */
+/* Sorts `rtt_ns` and prints the summary line, right after the last round trip; `cpu_ns` is CPU time per round trip. */
 static inline void raw_print_summary(uint64_t *rtt_ns, size_t count, size_t size_bytes, const char *mode,
                                      uint64_t cpu_ns)
 {
+    uint64_t ended_ns = raw_now_ns();
     double sum = 0, squares = 0;
     for (size_t i = 0; i < count; i++)
         sum += (double)rtt_ns[i];
@@ -147,10 +148,10 @@ static inline void raw_print_summary(uint64_t *rtt_ns, size_t count, size_t size
     printf("{\"kind\":\"summary\",\"metric\":\"rtt\",\"mode\":\"%s\",\"size_bytes\":%zu,\"count\":%zu,\"lost\":0,"
            "\"late\":0,\"min_ns\":%" PRIu64 ",\"p50_ns\":%" PRIu64 ",\"p90_ns\":%" PRIu64 ",\"p99_ns\":%" PRIu64
            ",\"p999_ns\":%" PRIu64 ",\"max_ns\":%" PRIu64 ",\"mean_ns\":%.0f,\"stddev_ns\":%.0f,\"cpu_ns\":%" PRIu64
-           "}\n",
+           ",\"ended_ns\":%" PRIu64 "}\n",
            mode, size_bytes, count, rtt_ns[0], raw_percentile(rtt_ns, count, 0.5), raw_percentile(rtt_ns, count, 0.9),
            raw_percentile(rtt_ns, count, 0.99), raw_percentile(rtt_ns, count, 0.999), rtt_ns[count - 1], mean,
-           sqrt(squares / (double)count), cpu_ns);
+           sqrt(squares / (double)count), cpu_ns, ended_ns);
     fflush(stdout);
 }
 

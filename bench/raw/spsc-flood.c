@@ -91,7 +91,7 @@ int main(int argc, char **argv)
     if (waitpid(peer, &status, 0) != peer || status != 0)
         raw_die("peer");
     printf("{\"kind\":\"flood\",\"burst\":%" PRIu32 ",\"size_bytes\":8,\"count\":%" PRIu64
-           ",\"lost\":0,\"elapsed_ns\":%" PRIu64 ",\"rate_per_s\":%.0f}\n",
-           burst, count, elapsed_ns, (double)count * 1e9 / (double)elapsed_ns);
+           ",\"lost\":0,\"elapsed_ns\":%" PRIu64 ",\"ended_ns\":%" PRIu64 ",\"rate_per_s\":%.0f}\n",
+           burst, count, elapsed_ns, first_ns + elapsed_ns, (double)count * 1e9 / (double)elapsed_ns);
     return 0;
 }

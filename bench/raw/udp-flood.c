@@ -166,9 +166,9 @@ static void count_datagrams(int fd, const struct sockaddr_in *address, const str
     cpu_ns = raw_cpu_ns() - cpu_start;
     double elapsed_ns = last_ns > first_ns ? (double)(last_ns - first_ns) : 1;
     printf("{\"kind\":\"flood\",\"role\":\"receiver\",\"gro\":%s,\"size_bytes\":%zu,\"count\":%" PRIu64
-           ",\"lost\":%" PRIu64 ",\"elapsed_ns\":%.0f,\"rate_per_s\":%.0f,\"cpu_ns\":%.1f}\n",
+           ",\"lost\":%" PRIu64 ",\"elapsed_ns\":%.0f,\"ended_ns\":%" PRIu64 ",\"rate_per_s\":%.0f,\"cpu_ns\":%.1f}\n",
            gro ? "true" : "false", options->size, count, options->count > count ? options->count - count : 0,
-           elapsed_ns, (double)count * 1e9 / elapsed_ns, count > 0 ? (double)cpu_ns / (double)count : 0.0);
+           elapsed_ns, last_ns, (double)count * 1e9 / elapsed_ns, count > 0 ? (double)cpu_ns / (double)count : 0.0);
 }
 
 int main(int argc, char **argv)

@@ -9,8 +9,7 @@
 #include <poll.h>
 
 #include "frame.h"
-#include "internal.h"
-#include "model_check.h"
+#include "session.h"
 
 #define WORDS 8
 #define WAKE_FD MODEL_FD
@@ -60,13 +59,9 @@ static void setup(void)
     model_watch(WAKE_FD, &client);
     memory.references = 1;
     memory.rx = qos_region_at(pool, 2);
-    sink = (struct selene_sink){.session = &session,
-                                .stream = &stream,
-                                .poll_fd = -1,
-                                .remotes = 1,
-                                .queue = queue,
-                                .memory = &memory,
-                                .counters = &counters[0]};
+    sink = model_sink(&session, &stream, &memory, &counters[0]);
+    sink.remotes = 1;
+    sink.queue = queue;
     inflow = (struct inflow){.sink = &sink};
     remote = (struct remote){.id = 1, .window = 1u << 30, .sinks = 1, .inflows = {&inflow}};
     for (uint32_t i = 0; i < 256; i++)
@@ -105,27 +100,11 @@ static void test_data_thread_sleeps(void)
 
 /* ---- To the client ---- */
 
-static int nothing(struct qos_datapath *udp, struct qos_packet *packets, unsigned n)
-{
-    (void)udp;
-    (void)packets;
-    (void)n;
-    return 0;
-}
-
-static int no_fd(const struct qos_datapath *udp)
-{
-    (void)udp;
-    return -1;
-}
-
 static void setup_with_socket(void)
 {
-    static const struct qos_datapath_ops ops = {.rx = nothing, .wait_fd = no_fd};
-    static struct qos_datapath udp = {.ops = &ops};
     static uint8_t slabs[QOS_POOL_STRIDE];
     setup();
-    memory.udp = memory.net = &udp;
+    memory.udp = memory.net = model_silent_udp();
     session.slabs = slabs;
 }
 
@@ -151,10 +130,7 @@ static void data_thread_pushes(void)
 
 static void take(uint64_t number)
 {
-    selene_buffer buffer;
-    MODEL_ASSERT(selene_consume_data(&sink, 0, &buffer) == 1);
-    MODEL_ASSERT(buffer.sequence == number && *(uint64_t *)buffer.data == number);
-    MODEL_ASSERT(selene_release_buffer(&sink, &buffer) == 0);
+    MODEL_ASSERT(model_consume(&sink, 0) == number);
 }
 
 static void client_takes(void)
@@ -188,15 +164,6 @@ static void setup_polled(void)
     sink.poll_fd = sink.event_fd = EVENT;
 }
 
-static bool consume_now(void)
-{
-    selene_buffer buffer;
-    if (selene_consume_data(&sink, SELENE_DONTWAIT, &buffer) != 1)
-        return false;
-    MODEL_ASSERT(buffer.sequence == 1 && selene_release_buffer(&sink, &buffer) == 0);
-    return true;
-}
-
 static void data_thread_pushes_one(void)
 {
     push_datagram(1);
@@ -206,7 +173,7 @@ static void data_thread_pushes_one(void)
 static void client_polls(void)
 {
     struct pollfd p[2] = {{EVENT, POLLIN, 0}, {DOORBELL, POLLIN, 0}};
-    if (!consume_now())
+    if (model_consume(&sink, SELENE_DONTWAIT) == 0)
         MODEL_ASSERT(ppoll(p, 2, NULL, NULL) > 0);
 }
 

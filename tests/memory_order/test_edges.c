@@ -4,12 +4,10 @@
  * sink sleeps when all its sources are local (tools/selened/client/sleep.c). Nobody sleeps for ever; nobody reads or overwrites a
  * payload that is not his.
  */
-#include "internal.h"
-
 #include <malloc.h>
 #include <poll.h>
 
-#include "model_check.h"
+#include "session.h"
 
 #define SOURCES 2
 #define SINKS 2
@@ -33,7 +31,7 @@ static _Alignas(QOS_CACHE_LINE) uint8_t links[SOURCES][SINKS][1024];
 static struct {
     uint8_t pool[1024], cache[128];
 } saved[SOURCES]; /* both with a buffer cut for messages of 8 bytes; to make them anew takes longer than an execution */
-static unsigned emitted[SOURCES], consumed[SINKS];
+static unsigned emitted[SOURCES];
 
 #define FORWARD(source, sink) ((struct qos_ring *)(void *)(links[source][sink] + QOS_SHM_RINGS))
 #define BACK(source, sink)                                                                                             \
@@ -74,30 +72,13 @@ static void join(unsigned source, unsigned sink, bool alone)
     to->edges[to->edge_count++] = in;
 }
 
-/* From the network comes nothing. */
-static int nothing(struct qos_datapath *udp, struct qos_packet *packets, unsigned n)
-{
-    (void)udp;
-    (void)packets;
-    (void)n;
-    return 0;
-}
-
-static int no_fd(const struct qos_datapath *udp)
-{
-    (void)udp;
-    return -1;
-}
-
 static void setup_ends(void)
 {
-    static const struct qos_datapath_ops ops = {.rx = nothing, .wait_fd = no_fd};
-    static struct qos_datapath udp = {.ops = &ops};
+    struct qos_datapath *udp = model_silent_udp(); /* from the network comes nothing */
     memset(source_sessions, 0, sizeof source_sessions);
     memset(sink_sessions, 0, sizeof sink_sessions);
     memset(counters, 0, sizeof counters);
     memset(emitted, 0, sizeof emitted);
-    memset(consumed, 0, sizeof consumed);
     for (unsigned i = 0; i < SOURCES; i++) {
         struct memory *m = &memories[i];
         struct qos_pool *pool = m->pool;
@@ -107,8 +88,8 @@ static void setup_ends(void)
                              .pool = pool,
                              .page = (struct selene_page *)(void *)page,
                              .tx_buffers = 1,
-                             .udp = &udp,
-                             .net = &udp};
+                             .udp = udp,
+                             .net = udp};
         memset(&sources[i], 0, sizeof sources[i]);
         sources[i].sequence = 1; /* at 0 it would look for what came back */
         sources[i].session = &source_sessions[i];
@@ -131,14 +112,10 @@ static void setup_ends(void)
         memcpy(saved[i].cache, cache, malloc_usable_size(cache));
     }
     for (unsigned i = 0; i < SINKS; i++) {
-        memset(&sinks[i], 0, sizeof sinks[i]);
-        sink_sessions[i].memory = sinks[i].memory = &memories[0];
-        sinks[i].session = &sink_sessions[i];
-        sinks[i].stream = &stream;
+        sink_sessions[i].memory = &memories[0];
+        sinks[i] = model_sink(&sink_sessions[i], &stream, &memories[0], &counters[SOURCES + i]);
         sinks[i].event_fd = FD(i);
-        sinks[i].poll_fd = -1;
         sinks[i].courtesy.skip = UINT32_MAX; /* it would look at the clock */
-        sinks[i].counters = &counters[SOURCES + i];
     }
 }
 
@@ -155,11 +132,7 @@ static void emit(unsigned source, uint32_t size)
 
 static void consume(unsigned sink)
 {
-    selene_buffer buffer;
-    MODEL_ASSERT(selene_consume_data(&sinks[sink], 0, &buffer) == 1);
-    consumed[sink]++;
-    MODEL_ASSERT(*(uint64_t *)buffer.data == buffer.sequence);
-    MODEL_ASSERT(selene_release_buffer(&sinks[sink], &buffer) == 0);
+    MODEL_ASSERT(model_consume(&sinks[sink], 0) > 0);
 }
 
 static void emit_two(void)
@@ -196,13 +169,10 @@ static void emit_in_one_slot(void)
 
 static void consume_if_any(void)
 {
-    selene_buffer buffer;
+    uint64_t last = 0;
     for (int i = 0; i < 3; i++) {
-        if (selene_consume_data(&sinks[0], SELENE_DONTWAIT, &buffer) != 1)
-            continue;
-        consumed[0]++;
-        MODEL_ASSERT(*(uint64_t *)buffer.data == consumed[0]);
-        MODEL_ASSERT(selene_release_buffer(&sinks[0], &buffer) == 0);
+        uint64_t number = model_consume(&sinks[0], SELENE_DONTWAIT);
+        MODEL_ASSERT(number == 0 || number == ++last);
     }
 }
 
@@ -339,12 +309,10 @@ static void setup_polled(void)
 
 static void poll_and_consume(void)
 {
-    selene_buffer buffer;
-    while (selene_consume_data(&sinks[0], SELENE_DONTWAIT, &buffer) != 1) {
+    while (model_consume(&sinks[0], SELENE_DONTWAIT) == 0) {
         struct pollfd readable = {FD(0), POLLIN, 0};
         MODEL_ASSERT(ppoll(&readable, 1, NULL, NULL) == 1);
     }
-    MODEL_ASSERT(selene_release_buffer(&sinks[0], &buffer) == 0);
 }
 
 static void test_armed_for_poll(void)

@@ -6,7 +6,7 @@
 #include "../../tools/selened/client/consume.c"
 #include "../../tools/selened/client/receive.c"
 
-#include "model_check.h"
+#include "session.h"
 
 static struct selene_session session;
 static struct memory memory;
@@ -46,13 +46,9 @@ static void setup(void)
     session.slabs = slabs;
     remote = (struct remote){.window = 1u << 30, .sinks = 1, .inflows = {&inflows[1]}};
     for (unsigned i = 0; i < 2; i++) {
-        sinks[i] = (struct selene_sink){.session = &session,
-                                        .stream = &stream,
-                                        .poll_fd = -1,
-                                        .remotes = 1,
-                                        .queue = queues[i],
-                                        .memory = &memory,
-                                        .counters = &counters};
+        sinks[i] = model_sink(&session, &stream, &memory, &counters);
+        sinks[i].remotes = 1;
+        sinks[i].queue = queues[i];
         inflows[i] = (struct inflow){.sink = &sinks[i]};
     }
 }

@@ -222,6 +222,12 @@ class Daemon:
         wait_until(lambda: not _listens(Path(f"{self.path}.dp")), "the end of selened-dp")
 
 
+def memory(pid: int, field: str) -> int:
+    """A field of a process' status in /proc (`RssAnon`, `VmSize`, …), in bytes."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(status[field].split()[0]) << 10
+
+
 def _listens(path: Path) -> bool:
     """Whether a datapath process that lost its daemon is still there; one without sessions ends by itself, so it is
     told to."""

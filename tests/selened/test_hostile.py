@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from tests.selened.conftest import Daemon, connected
+from tests.selened.conftest import Daemon, connected, memory
 from tests.selened.test_kills import SEED, System
 from tests.waiting import free_port, wait_until
 
@@ -40,14 +40,6 @@ GROWTH_BYTES: Final = 24 << 20  # of a daemon, from before the first offender un
 pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(120)]
 
 
-def resident(pid: int) -> int:
-    """Bytes of a process in memory, without what it shares with files (its clients' pools among them)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) << 10
-    raise AssertionError(f"/proc/{pid}/status has no RssAnon")
-
-
 class Besieged(System):
     """Both hosts with their steady clients, and an offender's view of the left one."""
 
@@ -56,7 +48,8 @@ class Besieged(System):
         self.host = hosts[0]
         os.chown(self.host.path, -1, OFFENDER)
         self.processes = self._pids()
-        self.before = [resident(pid) for pid in self.processes]
+        # Without what they share with files, their clients' pools among them.
+        self.before = [memory(pid, "RssAnon") for pid in self.processes]
 
     def _pids(self) -> list[int]:
         return [self.host.process.pid, self.host.datapath_pid()]
@@ -75,7 +68,7 @@ class Besieged(System):
         self.settle()
         self.nothing_went_wrong()
         self.no_descriptors_left()
-        grown = [resident(pid) - before for pid, before in zip(self.processes, self.before, strict=True)]
+        grown = [memory(pid, "RssAnon") - before for pid, before in zip(self.processes, self.before, strict=True)]
         assert max(grown) < GROWTH_BYTES, grown
 
 

@@ -211,7 +211,7 @@ def test_cancelled_receivers_lose_nothing(session: selene.Session, until: Until,
             for _ in range(dice.randrange(3)):
                 await asyncio.sleep(0)
             if dice.random() < 0.1:
-                await asyncio.sleep(dice.random() / 1000)
+                await asyncio.wait(receivers, return_when=asyncio.FIRST_COMPLETED)
             for receiver in receivers:
                 receiver.cancel()  # what it has taken already is its result
             for receiver in receivers:
@@ -224,22 +224,30 @@ def test_cancelled_receivers_lose_nothing(session: selene.Session, until: Until,
     run(main())
 
 
-def test_time_outs_lose_nothing(session: selene.Session, until: Until, run: Run) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_time_outs_lose_nothing(session: selene.Session, until: Until, run: Run, seed: int) -> None:
+    """Each message is sent while somebody waits whose time may end just then."""
     source, sink = pair_of(session.stream(delivery="reliable"), until)
+    dice = random.Random(seed)
 
-    async def slowly(outbox: aio.Source) -> None:
+    async def send_to_who_waits(outbox: aio.Source, inbox: aio.Sink) -> None:
         for number in range(300):
+            while not inbox._waiters:
+                await asyncio.sleep(0)
             await outbox.send(b"%d" % number)
-            await asyncio.sleep(0.0005)
 
     async def main() -> None:
-        inbox = aio.Sink(sink)
+        inbox, time_outs = aio.Sink(sink), 0
         found: list[int] = []
-        sending = asyncio.create_task(slowly(aio.Source(source)))
+        sending = asyncio.create_task(send_to_who_waits(aio.Source(source), inbox))
         while len(found) < 300:
-            with contextlib.suppress(selene.SeleneTimeoutError), await inbox.get(0.0005) as message:
-                found.append(int(bytes(message)))
+            try:
+                with await inbox.get(dice.choice((0, dice.random() / 10000))) as message:
+                    found.append(int(bytes(message)))
+            except selene.SeleneTimeoutError:
+                time_outs += 1
         assert found == list(range(300))
+        assert time_outs > 0
         await sending
 
     run(main())
@@ -375,7 +383,6 @@ def test_it_goes_on_after_a_daemon_was_killed(peers: Any, until: Until, run: Run
             while True:
                 await outbox.send(b"%d" % number)
                 number += 1
-                await asyncio.sleep(0.0002)
 
         def kill() -> None:
             if who == "selened":
