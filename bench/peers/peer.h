@@ -21,6 +21,7 @@
     "server|client|publisher|subscriber OWN-ADDRESS OTHER-ADDRESS [--size BYTES] [--count N] [--warmup N]"             \
     " [--spin 0|1] [--port N]"
 #define PEER_HELLO UINT64_MAX
+#define PEER_BYE (UINT64_MAX - 1)
 #define PEER_LOOK_MS 20
 
 static uint64_t peer_size = 64, peer_count = 10000, peer_warmup = 100, peer_spin, peer_port = 7600;
