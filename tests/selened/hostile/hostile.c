@@ -32,6 +32,8 @@
 #include "frame.h"
 
 static uint64_t state, deadline_ns;
+static bool
+    owed; /* what this has to bring about has not come about: on a busy machine that may take longer than the time */
 static uint32_t breaches;
 
 /* xorshift64* (Vigna 2016): the same deeds for the same seed. */
@@ -50,7 +52,7 @@ uint32_t draw(uint32_t below)
 
 static bool in_time(void)
 {
-    return qos_clock_monotonic_ns() < deadline_ns;
+    return owed || qos_clock_monotonic_ns() < deadline_ns;
 }
 
 void breach(const char *format, ...)
@@ -242,6 +244,7 @@ static void sessions_of(void (*act)(struct session *))
             deadline_ns += qos_clock_monotonic_ns() - begin_ns;
         while (in_time() && !gone(&s))
             (act != NULL ? act : acts[draw(sizeof acts / sizeof acts[0])])(&s);
+        owed = owed && !s.cut;
         close_session(&s);
     } while (in_time());
     if (listens)
@@ -302,6 +305,7 @@ static void deafness(void)
         for (uint32_t i = 1; in_time() && (rc == 0 || rc == -EAGAIN); i++)
             rc = say(s.control, &nothing, sizeof nothing, SELENE_C_CLOSE, i, NULL, 0);
         s.cut = rc != 0 && rc != -EAGAIN;
+        owed = owed && !s.cut;
         close_session(&s);
     }
 }
@@ -331,6 +335,7 @@ static void hoard(void)
         qos_store_release(&done->head, qos_load_acquire(&done->tail));
         wake(&from);
         qos_store_release(&rx->head, qos_load_acquire(&rx->tail)); /* read, and kept */
+        owed = qos_load_relaxed(&rx->tail) == 0;
     }
     if (qos_load_relaxed(&rx->tail) == 0)
         breach("nothing came that could be kept");
@@ -446,13 +451,14 @@ static const struct behaviour {
     const char *name;
     void (*act)(struct session *);
     void (*run)(void);
+    bool sure; /* it is cut off, or gets what it wants */
 } behaviours[] = {
-    {"words", words, NULL},       {"indices", indices, NULL},   {"entries", entries, NULL},
-    {"returns", returns, NULL},   {"wakes", wakes, NULL},       {"noise", noise, NULL},
-    {"requests", requests, NULL}, {"ids", ids, NULL},           {"memories", memories, NULL},
-    {"crowd", NULL, crowd},       {"greed", NULL, greed},       {"deafness", NULL, deafness},
-    {"hoard", NULL, hoard},       {"connects", NULL, connects}, {"lingers", NULL, lingers},
-    {"random", NULL, NULL},
+    {"words", words, NULL, true},       {"indices", indices, NULL, true},    {"entries", entries, NULL, true},
+    {"returns", returns, NULL, true},   {"wakes", wakes, NULL, false},       {"noise", noise, NULL, false},
+    {"requests", requests, NULL, true}, {"ids", ids, NULL, false},           {"memories", memories, NULL, false},
+    {"crowd", NULL, crowd, false},      {"greed", NULL, greed, false},       {"deafness", NULL, deafness, true},
+    {"hoard", NULL, hoard, true},       {"connects", NULL, connects, false}, {"lingers", NULL, lingers, false},
+    {"random", NULL, NULL, false},
 };
 
 static void become(uint32_t uid)
@@ -483,6 +489,7 @@ int main(int argc, char **argv)
     }
     alarm(60);
     deadline_ns = qos_clock_monotonic_ns() + strtoull(argv[5], NULL, 10) * 1000000;
+    owed = b->sure;
     if (b->run != NULL)
         b->run();
     else
