@@ -214,6 +214,23 @@ def run_flood(
     of the source and of the datapath processes. Raises RunError.
     """
     daemons = [source] if source is target else [source, target]
+    try:
+        return _run_flood(flood, source, target, daemons, source_cpus, sink_cpus, sinks, stopped)
+    except RunError as failure:
+        said = "\n".join(str(daemon.process.failure("has said")) for daemon in daemons)
+        raise RunError(f"{failure}\n{said}") from failure
+
+
+def _run_flood(
+    flood: Flood,
+    source: Daemon,
+    target: Daemon,
+    daemons: list[Daemon],
+    source_cpus: Collection[int],
+    sink_cpus: Collection[int],
+    sinks: int,
+    stopped: int,
+) -> Record:
     errors = sum(udp_errors(daemon.host) for daemon in daemons)
     with contextlib.ExitStack() as stack:
 
