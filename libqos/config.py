@@ -46,6 +46,7 @@ Where = tuple[str | int, ...]  # path of a key: names, and the index inside an a
 _META: Final = "qos"
 _TRUE: Final = ("1", "true", "yes", "on")
 _FALSE: Final = ("0", "false", "no", "off")
+_tables: Final[dict[type[Any], dict[str, Option]]] = {}  # once made
 _NOUNS: Final = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
 
@@ -136,6 +137,8 @@ def _field(default: Any, row: Option) -> Any:
 
 def table(cls: type[Any]) -> dict[str, Option]:
     """The rows of a dataclass by key, with name, type and multiplicity filled in from its annotations."""
+    if cls in _tables:
+        return _tables[cls]
     hints = typing.get_type_hints(cls)
     rows = {}
     for field in dataclasses.fields(cls):
@@ -150,6 +153,7 @@ def table(cls: type[Any]) -> dict[str, Option]:
         if row.parse is None and row.section is None and hint not in _NOUNS:
             raise TypeError(f"{cls.__name__}.{field.name}: a value of type {hint} needs parse=")
         rows[field.name] = dataclasses.replace(row, name=field.name, type=hint, many=many)
+    _tables[cls] = rows
     return rows
 
 

@@ -27,7 +27,7 @@ _TOKEN: Final = re.compile(
     r"|'[^'\n]*'"
     r"|\#[^\n]*"
     r"|\n|\[\[|\]\]|[\[\]{}=,]"
-    r"|[A-Za-z0-9_-]+(?=[ \t]*[.=\]])"
+    r"|[A-Za-z0-9_-]+"
     r"|.",
     re.DOTALL,
 )
@@ -84,7 +84,7 @@ def parse(text: str, name: str) -> Document:
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         message = str(error) or "nested too deeply"
-        if (digits := re.search(r"[0-9_]{4300,}", text)) and not isinstance(error, tomllib.TOMLDecodeError):
+        if not isinstance(error, tomllib.TOMLDecodeError) and (digits := re.search(r"[0-9_]{4300,}", text)):
             message = (
                 f"a number of {len(digits[0])} digits (at line {text.count(chr(10), 0, digits.start()) + 1}, column 1)"
             )

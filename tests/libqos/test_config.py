@@ -234,6 +234,11 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
         tomlfile.parse(text, "x")
 
 
+def test_a_long_value_is_passed_over_in_one_go() -> None:
+    """The watchdog ends it otherwise: to look again at every place of a word for its end takes hours."""
+    assert tomlfile.parse(f"n = 0x{'a' * 1_000_000}\nm = 1", "x").line(("m",)) == 2
+
+
 def test_reference_has_every_option() -> None:
     rows = {row[0]: row for row in config.reference(Settings, tool="selened")}
     assert rows["data_port"] == (
