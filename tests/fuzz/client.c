@@ -2,6 +2,7 @@
 #include "client.h"
 
 #include <arpa/inet.h>
+#include <netinet/udp.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -134,6 +135,8 @@ void daemons_start(void)
     HOLDS(listener >= 0 && bind(listener, (void *)&address, sizeof address) == 0 && listen(listener, 8) == 0);
     atexit(stop);
     daemons.peer = udp(&daemons.peer_address);
+    /* The kernel changes its code when the first socket that takes bursts comes and when the last goes: so one stays. */
+    HOLDS(setsockopt(daemons.peer, IPPROTO_UDP, UDP_GRO, &(int){1}, sizeof(int)) == 0);
     daemons.tx = memory("tx", SELENE_BELL_BYTES + qos_region_size(TX_BUFFERS), NULL);
     daemons.page_fd = memory("page", SELENE_PAGE_SIZE, &daemons.page);
     daemons.rx = memory("rx", qos_region_size(RX_BUFFERS), &daemons.rx_base);

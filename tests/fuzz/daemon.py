@@ -19,6 +19,44 @@ from selened.wire import Address, lib
 from libqos import config
 
 
+class Line(asyncio.Transport):
+    """A connection in memory: the other side has said all it has to say, and reads what it is told."""
+
+    def __init__(self, protocol: asyncio.StreamReaderProtocol, said: bytes, **extra: Any) -> None:
+        super().__init__(extra)
+        self._protocol = protocol
+        self._closing = False
+        protocol.connection_made(self)
+        protocol.data_received(said)
+        protocol.eof_received()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Read at once."""
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Nothing waits."""
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
+
+    abort = close
+
+
+def streams(said: bytes, limit: int, **extra: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """The two ends of a `Line`, as a server gets them."""
+    reader = asyncio.StreamReader(limit)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    return reader, asyncio.StreamWriter(Line(protocol, said, **extra), protocol, reader, asyncio.get_running_loop())
+
+
 class Daemon:
     """Made once. `run` gives one input its time; what it leaves open, or raises anywhere in the loop, is a finding."""
 

@@ -1,65 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other daemons say: JSON Lines over TCP, to the side that listens and to the side that announces. The first
-byte chooses the side; the input is what the other one says."""
+"""What other daemons say: JSON Lines, to the side that listens and to the side that announces. The first byte chooses
+the side; the input is what the other one says."""
 
 import asyncio
 import contextlib
+from typing import Any
 
 from selened.peerlink import Link
 from selened.peers import Peers, Remote
-from selened.peertable import PeerError, encode
+from selened.peertable import MAX_LINE_BYTES, PeerError, encode
 from selened.settings import Peer
-from selened.wire import Address
 
-from tests.fuzz.daemon import Daemon
+from tests.fuzz.daemon import Daemon, Line, streams
 
-PORT = 9
-PEER = Peer(address="127.0.0.1", port=PORT)
-HELLO = encode({"hello": {"version": 1, "host": 7, "port": PORT}})
+PEER = Peer(address="127.0.0.1", port=9)
+HELLO = encode({"hello": {"version": 1, "host": 7, "port": PEER.port}})
 DAEMON = Daemon()
 PEERS = DAEMON.core.peers = Peers(DAEMON.core, None)
-
-
-async def _start() -> tuple[asyncio.Server, Address]:
-    await PEERS.start()
-    PEERS.remotes[PEER.endpoint] = Remote(PEER)
-    server = await asyncio.start_server(_answer, "127.0.0.1", 0)
-    return server, Address(*server.sockets[0].getsockname()[:2])
-
-
-_said = b""
-
-
-async def _answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(_said)
-    writer.write_eof()
-    writer.close()
-
-
-SERVER, ADDRESS = DAEMON.loop.run_until_complete(_start())
+REMOTE = PEERS.remotes[PEER.endpoint] = Remote(PEER)
 
 
 async def _listen(said: bytes) -> None:
     """We are told."""
-    remote = PEERS.remotes[PEER.endpoint]
-    reader, writer = await asyncio.open_connection(*DAEMON.core.address)
-    writer.write(said)
-    writer.write_eof()
-    with contextlib.suppress(ConnectionResetError):
-        while await reader.read(1 << 16):
-            pass
-    writer.transport.abort()
-    while PEERS._tasks:
-        await asyncio.sleep(0)
-    await PEERS._withdraw(remote)
+    await PEERS._connected(*streams(said, MAX_LINE_BYTES, peername=PEER.endpoint))
+    assert not PEERS._tasks
+    await PEERS._withdraw(REMOTE)
     assert not DAEMON.core.router.members
 
 
 async def _announce(said: bytes) -> None:
     """We tell."""
-    global _said
-    _said = said
-    link = Link(DAEMON.core, ADDRESS, lambda: PEERS.hello, None)
+
+    async def connect(make: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+        protocol = make()
+        return Line(protocol, said), protocol
+
+    DAEMON.loop.create_connection = connect  # type: ignore[assignment]
+    link = Link(DAEMON.core, PEER.endpoint, lambda: PEERS.hello, None)
     link._task.cancel()
     with contextlib.suppress(PeerError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
         await link._connect()

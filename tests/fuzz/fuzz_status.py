@@ -1,29 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions on the status socket of selened, over the real socket."""
+"""Questions on the status socket of selened."""
 
-import asyncio
+import socket
 
 from selened.status import Status
 
 from libqos.rpcserver import Server
-from tests.fuzz.daemon import Daemon
+from tests.fuzz.daemon import Daemon, streams
 
 DAEMON = Daemon()
-PATH = DAEMON.path / "status"
-SERVER = Server(PATH, Status(DAEMON.core).methods)
-DAEMON.loop.run_until_complete(SERVER.start())
+SERVER = Server(DAEMON.path / "status", Status(DAEMON.core).methods)
+ENDS = socket.socketpair()  # says who asks
 
 
 def test_one_input(data: bytes) -> None:
     async def ask() -> None:
-        reader, writer = await asyncio.open_unix_connection(PATH, limit=1 << 24)
-        writer.write(data)
-        writer.write_eof()
-        while await reader.read(1 << 16):
-            pass
-        writer.close()
-        await writer.wait_closed()
-        while SERVER._tasks:
-            await asyncio.sleep(0)
+        await SERVER._connected(*streams(data, SERVER.limits.request_bytes, socket=ENDS[0]))
 
     DAEMON.run(ask)
+    assert not SERVER._tasks
+    assert not SERVER._users
