@@ -3,14 +3,16 @@
 
 import socket
 
+from selened import fsck
 from selened.status import Status
 
-from libqos.rpcserver import Server
+from libqos.rpcserver import Limits, Server
 from tests.fuzz.daemon import Daemon, streams
 
 DAEMON = Daemon()
-SERVER = Server(DAEMON.path / "status", Status(DAEMON.core).methods)
+SERVER = Server(DAEMON.path / "status", Status(DAEMON.core).methods, limits=Limits(handler_s=0.02))
 ENDS = socket.socketpair()  # says who asks
+fsck.INTERVAL_S = 0.001  # type: ignore[misc]
 
 
 def test_one_input(data: bytes) -> None:
