@@ -24,7 +24,7 @@ from selened.wire import Address
 from libqos import config
 
 KEY = b"a key of the fuzzer's own"
-MAX_PEERS = 2
+MAX_PEERS = 1
 NETWORKS = (ipaddress.ip_network("10.0.0.0/24"), ipaddress.ip_network("fd00::/64"))
 CHANNEL = Channel(Interface("eth0", 1, NETWORKS), "239.255.74.71")
 PAUSES_S = (0.0, 0.0, 1.5, 400.0)
@@ -91,7 +91,7 @@ def test_one_input(data: bytes) -> None:
     neighbours.entries.clear()
     neighbours.counts.clear()
     at = 1
-    for _ in range(6):
+    for _ in range(4):
         if at + 2 > len(data):
             break
         _hear(discovery, data[at], data[at + 2 : at + 2 + data[at + 1]])
