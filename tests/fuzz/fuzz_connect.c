@@ -48,6 +48,8 @@ void daemons_asked(int fd, const struct selene_msg *packet)
     }
     size_t memory_size = change(&memory, sizeof memory);
     unsigned fds = (unsigned)input_number(&input, 1), how = (unsigned)input_number(&input, 1);
+    if (how & 0x40)
+        input_copy(&input, answer.welcome.fault, input_number(&input, 1) % sizeof answer.welcome.fault);
     size_t size = change(&answer, how & 1 ? sizeof answer.error : sizeof answer.welcome);
     daemons_welcome(&answer.welcome, size, &memory, memory_size, fds);
     if (how & 2) { /* something that is not what was expected, in front of the end */

@@ -42,7 +42,8 @@ static size_t decimal(const char *text, size_t length, uint64_t scale, uint64_t 
     if (scale > 1 && at < length && text[at] == '.')
         for (at++; at < length && text[at] >= '0' && text[at] <= '9'; at++, digits = true) {
             scale /= 10;
-            *value += scale * (uint64_t)(text[at] - '0');
+            if (__builtin_add_overflow(*value, scale * (uint64_t)(text[at] - '0'), value))
+                return 0;
         }
     return digits ? at : 0;
 }

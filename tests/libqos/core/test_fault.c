@@ -426,6 +426,7 @@ static void test_words_that_mean_nothing_are_refused(void)
         {"loss=.", "loss: found '.', accepted a probability"},
         {"loss=1e-3", "loss: found '1e-3', accepted a probability"},
         {"loss=99999999999999999999", "loss: found '99999999999999999999', accepted a probability"},
+        {"loss=18446744073.8", "loss: found '18446744073.8', accepted a probability"},
         {"delay=2", "delay: found '2', accepted a time up to 60s with its unit"},
         {"delay=61s", "delay: found '61s', accepted a time"},
         {"delay=2m", "delay: found '2m', accepted a time"},
