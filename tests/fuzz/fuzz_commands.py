@@ -3,6 +3,7 @@
 
 import contextlib
 import io
+from collections.abc import Iterator
 
 import click
 from lunar import pub, sub
@@ -12,7 +13,18 @@ from selened import main
 from libqos import plot, stat
 from libqos.errors import InputError
 
-COMMANDS = [entry.main.command for entry in (pub, sub, stat, plot, cli, main)]
+
+def _with_subcommands(command: click.Command) -> Iterator[click.Command]:
+    yield command
+    if isinstance(command, click.Group):
+        context = click.Context(command, **command.context_settings)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from _with_subcommands(below)
+
+
+COMMANDS = [command for entry in (pub, sub, stat, plot, main, cli) for command in _with_subcommands(entry.main.command)]
 
 
 def test_one_input(data: bytes) -> None:
