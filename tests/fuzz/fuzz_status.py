@@ -10,9 +10,9 @@ from libqos.rpcserver import Limits, Server
 from tests.fuzz.daemon import Daemon, streams
 
 DAEMON = Daemon()
-SERVER = Server(DAEMON.path / "status", Status(DAEMON.core).methods, limits=Limits(handler_s=0.02))
+SERVER = Server(DAEMON.path / "status", Status(DAEMON.core).methods, limits=Limits(handler_s=0.002))
 ENDS = socket.socketpair()  # says who asks
-fsck.INTERVAL_S = 0.001  # type: ignore[misc]
+fsck.INTERVAL_S = 0.0  # type: ignore[misc]
 
 
 def test_one_input(data: bytes) -> None:
