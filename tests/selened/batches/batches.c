@@ -8,6 +8,7 @@
  *
  * Source and sink end with a JSON object of what they have counted.
  */
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -111,6 +112,16 @@ static void change_mind(void)
     selene_cancel_buffer(source, &b);
 }
 
+static void ask_too_much(void)
+{
+    static const uint32_t sizes[] = {SELENE_MAX_MESSAGE + 1, UINT32_MAX - 64, UINT32_MAX};
+    selene_buffer b;
+    if (selene_get_buffer(source, sizes[draw(3)], 0, &b) != -EMSGSIZE) {
+        fputs("batches: get_buffer: lends more than there is\n", stderr);
+        exit(1);
+    }
+}
+
 static void run_source(void)
 {
     while (next_id < total) {
@@ -127,6 +138,9 @@ static void run_source(void)
             break;
         case 3:
             check(selene_flush(source), "flush");
+            break;
+        case 4:
+            ask_too_much();
             break;
         default:
             borrow(&b);

@@ -384,7 +384,8 @@ static int batch_append(struct selene_source *source, const uint8_t *payload, ui
 uint8_t *selene_batch_lend(struct selene_source *source, uint32_t size)
 {
     struct batch *b = &source->batch;
-    if (source->lent || source->edge_count > 0 || source->relayed || source->dest_count == 0 || source->stamps)
+    if (source->lent || source->edge_count > 0 || source->relayed || source->dest_count == 0 || source->stamps ||
+        QOS_UNLIKELY(size > SELENE_MAX_MESSAGE)) /* the size of its record could wrap around */
         return NULL;
     uint32_t at = place(b, qos_frame_record_size(size));
     if (at == 0)
