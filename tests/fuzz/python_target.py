@@ -16,7 +16,8 @@ def main() -> None:
     sys.path.append(os.fspath(Path(__file__).parents[2]))  # last: the installed packages are meant
     with atheris.instrument_imports(include=["libqos", "lunar", "selene", "selened", "tomllib"]):
         target = importlib.import_module(f"tests.fuzz.fuzz_{sys.argv[1]}")
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], target.test_one_input)
+    again = f"{sys.executable} -P {' '.join(sys.argv[:2])}"  # for -merge and -jobs libFuzzer starts this
+    atheris.Setup([again, *sys.argv[2:]], target.test_one_input)
     atheris.Fuzz()
 
 
