@@ -13,6 +13,7 @@
 
 #define ENDS 3
 #define EDGES 4
+#define KEPT 4
 
 static struct input input;
 static bool fuzzing;
@@ -25,6 +26,10 @@ static struct {
     uint32_t depth;
 } edges[EDGES];
 static unsigned edge_count;
+static struct {
+    selene_source *source; /* NULL: none */
+    selene_buffer buffer;
+} kept[KEPT];
 
 static void open_session(void)
 {
@@ -329,6 +334,41 @@ static void transmit(void)
             (void)selene_send(sources[i], bytes, number(), SELENE_DONTWAIT);
 }
 
+/* Give back a buffer that was kept. */
+static void give_back(unsigned i, bool cancel)
+{
+    selene_buffer *b = &kept[i].buffer;
+    if (!cancel) {
+        b->size = b->size > 0 ? (uint32_t)input_number(&input, 2) % b->size : 0;
+        (void)selene_emit(kept[i].source, b, SELENE_DONTWAIT);
+    }
+    if (b->data)
+        selene_cancel_buffer(kept[i].source, b);
+    kept[i].source = NULL;
+}
+
+/* Borrow a buffer and keep it while other things happen, or give it back. */
+static void keep(unsigned what)
+{
+    unsigned i = what >> 3 & 3;
+    selene_source *source = sources[what >> 5 & 1];
+    if (kept[i].source)
+        give_back(i, what & 0x20);
+    else if (source && selene_get_buffer(source, number(), SELENE_DONTWAIT, &kept[i].buffer) == 0) {
+        kept[i].source = source;
+        memset(kept[i].buffer.data, 'x', kept[i].buffer.size);
+    }
+}
+
+static void close_source(unsigned at)
+{
+    for (unsigned i = 0; i < KEPT; i++)
+        if (kept[i].source && kept[i].source == sources[at])
+            give_back(i, true);
+    selene_close_source(sources[at]);
+    sources[at] = NULL;
+}
+
 static void close_some(unsigned what)
 {
     unsigned at = what >> 4 & 1;
@@ -336,8 +376,7 @@ static void close_some(unsigned what)
         selene_close_sink(sinks[at]);
         sinks[at] = NULL;
     } else if (what & 0x40) {
-        selene_close_source(sources[at]);
-        sources[at] = NULL;
+        close_source(at);
     } else {
         selene_close_stream(streams[at]);
         streams[at] = NULL;
@@ -353,11 +392,10 @@ static void end(void)
         if (sinks[i])
             selene_close_sink(sinks[i]);
         if (sources[i])
-            selene_close_source(sources[i]);
+            close_source(i);
         if (streams[i])
             selene_close_stream(streams[i]);
         sinks[i] = NULL;
-        sources[i] = NULL;
         streams[i] = NULL;
     }
     HOLDS(session->sinks == NULL && session->sources == NULL && session->open_batches == 0);
@@ -398,7 +436,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             consume();
             break;
         case 6:
-            transmit();
+            if (what >= 0xc0)
+                keep(what);
+            else
+                transmit();
             break;
         default:
             close_some(what);
