@@ -74,11 +74,11 @@ class Besieged(System):
 
 def end(offender: subprocess.Popen[str]) -> dict[str, int]:
     """What an offender has to say at its end."""
-    assert offender.stdout is not None
-    assert offender.stderr is not None
-    # it ends by itself, with a watchdog of its own; communicate() would miss what a line that was read has brought along
-    with offender, offender.stdout as out, offender.stderr as err:
-        said, complaints = out.read(), err.read()
+    assert offender.stdout
+    assert offender.stderr
+    # It ends by itself, by its own watchdog at last. communicate() would miss what a line that was read has brought along.
+    with offender:
+        said, complaints = offender.stdout.read(), offender.stderr.read()
     assert offender.returncode == 0, complaints
     summary: dict[str, int] = json.loads(said.splitlines()[-1])
     return summary
