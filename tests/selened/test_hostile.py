@@ -76,7 +76,7 @@ def end(offender: subprocess.Popen[str]) -> dict[str, int]:
     """What an offender has to say at its end."""
     assert offender.stdout
     assert offender.stderr
-    # It ends by itself, by its own watchdog at last. communicate() would miss what a line that was read has brought along.
+    # It ends by itself, by its watchdog at last. communicate() would miss what a line that was read has brought along.
     with offender:
         said, complaints = offender.stdout.read(), offender.stderr.read()
     assert offender.returncode == 0, complaints
