@@ -15,6 +15,7 @@ imports nothing heavy, so that a command can use it without a cost to its start.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -126,7 +127,8 @@ class _Connection:
         try:
             self._wait()
             self._socket.connect(self.path)
-            self._socket.sendall(data)
+            with contextlib.suppress(BrokenPipeError):  # a server that refuses at once has said why
+                self._socket.sendall(data)
         except OSError as error:
             self._socket.close()
             raise self._failure(error) from error

@@ -316,6 +316,30 @@ def test_announcements_are_acknowledged_once_they_are_in_force(listener: Any) ->
     assert stranger.hear() == {"pong": 3}
 
 
+def test_a_source_waits_for_a_peer_that_is_there_and_has_not_heard_of_us(make_daemon: Any) -> None:
+    """What it sent before the peer knows of it would be lost."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        daemon = make_daemon("s", f'[[peers]]\naddress = "127.0.0.1"\nport = {port}\n').start()
+        stranger = Stranger(daemon)
+        stranger.say({"hello": {"version": 1, "host": 77, "port": port}})
+        stranger.say({"n": 1, "sinks": [[7, 5, "", "127.0.0.1", 5000, 65536]]})
+        assert "hello" in stranger.hear()
+        assert stranger.hear() == {"ack": 1}
+        sender = client_of(daemon)
+        source = sender.source(5).id
+        assert daemon.notices()["slow_peers"] == 1, "it has waited, though not for ever"
+        link, _ = server.accept()
+        with link, link.makefile("rwb") as file:
+            assert "hello" in json.loads(file.readline())
+            file.write(json.dumps({"hello": {"version": 1, "host": 77, "port": port}}).encode() + b"\n")
+            file.flush()
+            heard = [json.loads(file.readline())]
+            while "end" not in heard[-1]:
+                heard.append(json.loads(file.readline()))
+            assert [row[3] for message in heard for row in message.get("sources", [])] == [source]
+
+
 def test_a_new_connection_of_a_peer_replaces_the_old_one(listener: Any) -> None:
     first = Stranger(listener)
     first.say(HELLO)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import ssl
@@ -42,6 +43,7 @@ class Link:
         self._writer: asyncio.StreamWriter | None = None
         self._closing = False
         self._progress = asyncio.Event()  # set and replaced at each acknowledgement and at the end of the connection
+        self._there = asyncio.Event()  # the peer has connected to us, so it can be connected to
         self._task = asyncio.create_task(self._run())
 
     @property
@@ -50,7 +52,9 @@ class Link:
         return self.connected and self.acked < self.sent
 
     async def acknowledged(self) -> None:
-        """Wait until what has been sent so far is acknowledged, or the connection is lost."""
+        """Wait until there is a connection, and what has been sent so far is acknowledged or the connection is lost."""
+        while not self.connected:
+            await self._progress.wait()
         number = self.sent
         while self.connected and self.acked < number:
             await self._progress.wait()
@@ -62,6 +66,10 @@ class Link:
         if self.connected:
             for message in announcements(listens, sources):
                 self._announce(message)
+
+    def hurry(self) -> None:
+        """The peer is there: try now if there is no connection."""
+        self._there.set()
 
     def reconnect(self) -> None:
         """Drop the connection; a new one begins at once with a snapshot."""
@@ -101,7 +109,10 @@ class Link:
             elif reason != self.reason:
                 log.info("peer %s: not reachable: %s; trying again", self.address, reason)
             self.state, self.reason = "connecting", reason
-            await asyncio.sleep(delay)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._there.wait()
+            self._there.clear()
             delay = min(2 * delay, _BACKOFF_S[1])
 
     async def _connect(self) -> None:
@@ -147,6 +158,7 @@ class Link:
             for message in announcements(listens, sources):
                 self._announce(message)
             self._announce({"end": True})
+        self._advance()
 
     def _announce(self, message: dict[str, Any]) -> None:
         if self._writer is None:

@@ -160,15 +160,20 @@ class Peers:
                 link.announce(listens, sources)
 
     async def barrier(self, timeout: float) -> None:
-        """Wait until every connected peer has put in force what it was told, `timeout` seconds at most."""
-        waits = [link.acknowledged() for link in self.links.values() if link.behind]
+        """Wait until every peer that is there has put in force what it was told, `timeout` seconds at most.
+
+        One that has connected to us, and told us its sinks, may not have heard from us yet."""
+        waits = [link.acknowledged() for address, link in self.links.items() if self._behind(address, link)]
         if waits:
             try:
                 async with asyncio.timeout(timeout):
                     await asyncio.gather(*waits)
             except TimeoutError:
-                slow = ", ".join(str(address) for address, link in self.links.items() if link.behind)
+                slow = ", ".join(str(address) for address, link in self.links.items() if self._behind(address, link))
                 self.core.notices.warn("slow_peers", f"{slow}: not acknowledged within {timeout:g} s, it follows later")
+
+    def _behind(self, address: Address, link: Link) -> bool:
+        return link.behind or (not link.connected and self.remotes[address].writer is not None)
 
     # ---- Being told ----
 
@@ -286,6 +291,8 @@ class Peers:
         writer.transport.set_write_buffer_limits(high=_MAX_ANSWER_BYTES)
         writer.write(encode(self.hello.message()))
         log.info("peer %s: it announces", remote.peer.endpoint)
+        if (link := self.links.get(remote.peer.endpoint)) is not None:
+            link.hurry()
 
     async def _take(self, table: Table, message: dict[str, object], writer: asyncio.StreamWriter) -> None:
         if writer.transport.get_write_buffer_size() > _MAX_ANSWER_BYTES:
