@@ -453,7 +453,7 @@ static const struct behaviour {
     void (*run)(void);
     bool sure; /* it is cut off, or gets what it wants */
 } behaviours[] = {
-    {"words", words, NULL, true},       {"indices", indices, NULL, true},    {"entries", entries, NULL, true},
+    {"words", words, NULL, false},      {"indices", indices, NULL, true},    {"entries", entries, NULL, true},
     {"returns", returns, NULL, true},   {"wakes", wakes, NULL, false},       {"noise", noise, NULL, false},
     {"requests", requests, NULL, true}, {"ids", ids, NULL, false},           {"memories", memories, NULL, false},
     {"crowd", NULL, crowd, false},      {"greed", NULL, greed, false},       {"deafness", NULL, deafness, true},

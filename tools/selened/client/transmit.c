@@ -510,6 +510,15 @@ int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *paylo
     return rc;
 }
 
+/* Whether the datapath process has much to do already: where it does not run, probes would take the room of messages. */
+static bool relay_behind(struct selene_session *s, const struct memory *m)
+{
+    pthread_mutex_lock(&s->relay_lock);
+    bool behind = m->outstanding > RELAY_OUTSTANDING / 2;
+    pthread_mutex_unlock(&s->relay_lock);
+    return behind;
+}
+
 void selene_probe(struct selene_source *source)
 {
     uint64_t now = qos_clock_monotonic_ns();
@@ -534,7 +543,8 @@ void selene_probe(struct selene_source *source)
         (void)send_packet(source, &p);
     }
     uint64_t slice;
-    if (source->relayed && qos_cache_borrow(source->cache, QOS_WIRE_HEADER, &slice) == 0) {
+    if (source->relayed && !relay_behind(source->session, source->memory) &&
+        qos_cache_borrow(source->cache, QOS_WIRE_HEADER, &slice) == 0) {
         w.credit = source->relay.sent;
         qos_frame_encode(qos_pool_payload(source->memory->pool, slice), &w);
         int rc = selene_relay_push(source->session, source->memory, slice, QOS_WIRE_HEADER, SELENE_TO_ROUTE);
