@@ -81,13 +81,13 @@ void qos_shm_producer_close(struct qos_shm_producer *p);
 int qos_shm_consumer_open(struct qos_shm_consumer *c, void *memory, uint32_t depth, const struct qos_region *pool);
 void qos_shm_consumer_close(struct qos_shm_consumer *c);
 
-/* Hand a slice on; the consumer sees it at qos_ring_publish(&p->forward). 0, -EAGAIN (the ring or the consumer's quota of `quota` bytes is
- * exhausted), -EPROTO. */
+/* Whether the consumer may hold another slot: of depth messages, and of `quota` bytes unless it holds nothing. */
 static inline bool qos_shm_room(const struct qos_shm_producer *p, uint32_t slot_bytes, uint64_t quota)
 {
     return p->held < p->depth && (p->held_bytes + slot_bytes <= quota || p->held == 0);
 }
 
+/* Hand a slice on; the consumer sees it at qos_ring_publish(&p->forward). 0, -EAGAIN (no room), -EPROTO. */
 static inline int qos_shm_write(struct qos_shm_producer *p, uint64_t slice, uint32_t length, uint64_t sequence,
                                 uint32_t slot_bytes, uint64_t quota)
 {

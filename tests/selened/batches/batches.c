@@ -16,6 +16,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include "../draw.h"
 #include "selene.h"
 
 #define LIFE_S 120
@@ -23,18 +24,9 @@
 #define SIZE_MAX_BYTES 300
 #define HELD 8
 
-static uint64_t state, next_id, total;
+static uint64_t next_id, total;
 static selene_source *source;
 static selene_sink *sink;
-
-/* xorshift64* (Vigna 2016): the same operations for the same seed. */
-static uint32_t draw(uint32_t below)
-{
-    state ^= state >> 12;
-    state ^= state << 25;
-    state ^= state >> 27;
-    return (uint32_t)((state * UINT64_C(2685821657736338717)) >> 33) % below;
-}
 
 static void check(int64_t rc, const char *what)
 {

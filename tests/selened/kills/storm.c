@@ -17,6 +17,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include "../draw.h"
 #include "selene.h"
 
 #define LIFE_S 7200
@@ -26,17 +27,7 @@
 #define BURST 16
 #define PART 20000
 
-static uint64_t state;
 static selene_session *session;
-
-/* xorshift64* (Vigna 2016): the same operations for the same seed. */
-static uint32_t draw(uint32_t below)
-{
-    state ^= state >> 12;
-    state ^= state << 25;
-    state ^= state >> 27;
-    return (uint32_t)((state * UINT64_C(2685821657736338717)) >> 33) % below;
-}
 
 static void check(int rc, const char *what)
 {

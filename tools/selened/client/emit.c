@@ -241,8 +241,6 @@ static bool emit_in_batch(struct selene_source *source, selene_buffer *buffer, u
         return false;
     source->lent = false;
     emitted(source, buffer);
-    if (QOS_UNLIKELY(source->sequence % DRAIN_EVERY == 0))
-        selene_source_drain(source);
     return true;
 }
 
