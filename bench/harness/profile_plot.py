@@ -45,6 +45,7 @@ def _columns(axis: Any, shares: list[Record], of: dict[str, Record]) -> None:
                     [f"{of[side]['program']}\nCPU {cpu}" for cpu, side in bars],
                     fontsize=8)  # fmt: skip
     axis.set_ylabel(f"µs per {of['project']['operation']}, mean")
+    axis.set_ylim(0, 1.06 * axis.get_ylim()[1])  # the figure on the highest bar stays below the title
     axis.set_title("what each CPU did", fontsize=10)
 
 
