@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import plot
+from harness import pairs, plot
 from harness.build import raw
 from harness.env import environment
 from harness.pairs import Absolute, Comparison, Metric, Round, absolute, compared, run_rounds
@@ -71,6 +71,7 @@ class Bench:
         self.failed = False
         seed = time.time_ns() if options.seed is None else options.seed
         self.rng = random.Random(seed)
+        self.tries = 1 if self.quick else pairs.TRIES
         self.environment = {**environment(), "bench": name, "arguments": sys.argv[1:], "seed": seed}
         self._started = time.monotonic()
         self._slowest_row_s = 0.0
@@ -106,7 +107,7 @@ class Bench:
 
         def measure() -> None:
             with burners(raw("burner"), comparison.burn):
-                rounds = run_rounds(comparison, self.runs, self.rng, seen)
+                rounds = run_rounds(comparison, self.runs, self.rng, seen, self.tries)
             for metric in comparison.metrics:
                 self.results.append(compared(self.name, comparison, metric, rounds))
 
@@ -119,7 +120,7 @@ class Bench:
                 for metric in comparison.metrics
             }
             self.print({"kind": "pair", "bench": self.name, "row": comparison.name, "pair": number,
-                        "order": list(made.order), **pair})  # fmt: skip
+                        "order": list(made.order), "stolen": round(made.stolen, 4), **pair})  # fmt: skip
             self._progress(comparison.name, number + 1, self.runs)
 
         self._row(comparison.name, comparison.metrics, {"baseline": comparison.baseline, **comparison.labels}, measure)
@@ -128,16 +129,19 @@ class Bench:
         """Run a row without a baseline, three times."""
 
         def measure() -> None:
-            records = []
+            records: list[Record] = []
+            disturbed = 0
             for number in range(RUNS_MIN):
-                records.append(row.run())
+                record, stolen, _ = pairs.undisturbed(row.run, self.tries)
+                records.append(record)
+                disturbed += stolen > pairs.STOLEN_MAX
                 sample = {**records[-1], "bench": self.name, "row": row.name, "pair": number, "role": "project"}
                 self.samples.append(sample)
                 figures = {metric.name: metric.alone(records[-1]) for metric in row.metrics}
                 self.print({"kind": "run", "bench": self.name, "row": row.name, "run": number, **figures})
                 self._progress(row.name, number + 1, RUNS_MIN)
             for metric in row.metrics:
-                self.results.append(absolute(self.name, row, metric, records))
+                self.results.append(absolute(self.name, row, metric, records, disturbed))
 
         self._row(row.name, row.metrics, {"baseline": None, **row.labels}, measure)
 

@@ -3,13 +3,16 @@
 
 Each round runs the baseline twice and the project once, in random order. The project is compared with the first of
 the baseline's runs; the second against the first is the null test, so that it saw the same minutes of the same machine.
-Nothing that drifts (clock frequency, a neighbour on the hypervisor) can then favour one side.
+Nothing that drifts (clock frequency, a neighbour on the hypervisor) can then favour one side. A round during which the
+hypervisor gave our processors to others is made again, while it may be.
 """
 
+import os
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from harness.procs import Record, RunError
 from harness.stats import Target, bootstrap_interval, median, null_holds, rounded, verdict
@@ -17,6 +20,10 @@ from harness.stats import Target, bootstrap_interval, median, null_holds, rounde
 Role = Literal["baseline", "project", "null"]
 ROLES: tuple[Role, ...] = ("baseline", "project", "null")
 Run = Callable[[], Record]
+T = TypeVar("T")
+STOLEN_MAX = 0.01  # of a processor's time during a round
+TRIES = 4  # for a round; the last one counts, whatever was stolen
+STOLEN_PAUSE_S = 1.0  # neighbours come in bursts
 
 
 @dataclass(frozen=True)
@@ -81,10 +88,13 @@ class Absolute:
 
 @dataclass(frozen=True)
 class Round:
-    """The records of one round, by role, and the order in which they were made."""
+    """The records of one round, by role, the order in which they were made, and the share of a processor that the
+    hypervisor stole meanwhile. ``again``: how many tries before it were thrown away for that."""
 
     order: tuple[Role, ...]
     records: dict[Role, Record]
+    stolen: float = 0.0
+    again: int = 0
 
 
 def figure(record: Record, key: str) -> float:
@@ -101,10 +111,33 @@ def _ratio(mine: float, theirs: float, key: str) -> float:
     return mine / theirs
 
 
+def stolen_s() -> float:
+    """Return the seconds that the hypervisor has kept runnable processors of this machine waiting (proc(5), steal)."""
+    try:
+        with open("/proc/stat") as file:
+            return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def undisturbed(run: Callable[[], T], tries: int) -> tuple[T, float, int]:
+    """Run it until the hypervisor stole no more than STOLEN_MAX of a processor meanwhile, ``tries`` times at most. What
+    it gave the last time, the share that was stolen then, and how often it was run before."""
+    for again in range(tries):
+        stolen, began = stolen_s(), time.monotonic()
+        made = run()
+        share = (stolen_s() - stolen) / (time.monotonic() - began)
+        if share <= STOLEN_MAX or again + 1 == tries:
+            break
+        time.sleep(STOLEN_PAUSE_S)
+    return made, share, again
+
+
 def run_rounds(
-    comparison: Comparison, count: int, rng: random.Random, seen: Callable[[int, Round], None]
+    comparison: Comparison, count: int, rng: random.Random, seen: Callable[[int, Round], None], tries: int = 1
 ) -> list[Round]:
-    """Run ``count`` rounds, each side once before them unmeasured; ``seen`` is told each. Raises RunError."""
+    """Run ``count`` rounds, each side once before them unmeasured; ``seen`` is told each. One with stolen time is made
+    again, up to ``tries`` times in all. Raises RunError."""
     runs: dict[Role, Run] = {
         "baseline": comparison.run_baseline,
         "project": comparison.run_project,
@@ -112,10 +145,15 @@ def run_rounds(
     }
     comparison.run_baseline()
     comparison.run_project()
+
+    def one() -> tuple[tuple[Role, ...], dict[Role, Record]]:
+        order = tuple(rng.sample(ROLES, len(ROLES)))
+        return order, {role: runs[role]() for role in order}
+
     rounds = []
     for number in range(count):
-        order = tuple(rng.sample(ROLES, len(ROLES)))
-        rounds.append(Round(order, {role: runs[role]() for role in order}))
+        (order, records), stolen, again = undisturbed(one, tries)
+        rounds.append(Round(order, records, stolen, again))
         seen(number, rounds[-1])
     return rounds
 
@@ -159,10 +197,16 @@ def compared(bench: str, comparison: Comparison, metric: Metric, rounds: Sequenc
         "null": rounded(median(nulls)) if nulls else None,
         "null_ok": null_holds(nulls) if nulls else None,
         "pairs": len(values),
+        "disturbed": sum(round_.stolen > STOLEN_MAX for round_ in rounds),
+        "again": sum(round_.again for round_ in rounds),
     }
 
 
-def absolute(bench: str, row: Absolute, metric: Metric, records: Sequence[Record]) -> Record:
-    """Return the result of one metric of a row without a baseline. Raises RunError if the records lack its field."""
+def absolute(bench: str, row: Absolute, metric: Metric, records: Sequence[Record], disturbed: int = 0) -> Record:
+    """Return the result of one metric of a row without a baseline, ``disturbed`` of whose runs lost time.
+
+    Raises RunError if the records lack its field.
+    """
     values = [metric.alone(record) for record in records]
-    return {**_judged(bench, metric, values, None), "baseline": None, **row.labels, "runs": len(values)}
+    return {**_judged(bench, metric, values, None), "baseline": None, **row.labels, "runs": len(values),
+            "disturbed": disturbed}  # fmt: skip

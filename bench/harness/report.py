@@ -108,6 +108,9 @@ def markdown(findings: Sequence[Findings], pictures: Sequence[str] = ()) -> str:
         e = f.environment
         runs = sorted({r["pairs"] for r in f.results if "pairs" in r})
         spread = f"{runs[0]} pairs a row" if len(runs) == 1 else f"{runs[0]} to {runs[-1]} pairs a row" if runs else ""
+        rows = {(row_of(r), r["baseline"]): r for r in f.results}.values()
+        again, disturbed = (sum(r.get(key, 0) for r in rows) for key in ("again", "disturbed"))
+        spread += f", {again} made again and {disturbed} disturbed by stolen time" if again or disturbed else ""
         revision = f"revision {str(e.get('revision'))[:12]}{' (changed)' if e.get('revision_changed') else ''}"
         facts = [e.get("cpu_model"), f"{len(e.get('cpus_usable', []))} CPUs", f"Linux {e.get('kernel')}",
                  e.get("compiler"), e.get("link"), spread, f"load {e['load'][0]:.2g}" if "load" in e else None,

@@ -2,7 +2,7 @@
 /*
  * Raw UDP one way: the sender batches as told, the receiver (GRO where the kernel has it) counts datagrams, as they
  * were before the kernel merged them. The sender paces nothing, so loss is expected; an end mark, one byte long and
- * repeated, ends the receiver.
+ * repeated, ends the receiver. Each message has a buffer of its own and gets its number, as it would in use.
  */
 #include <arpa/inet.h>
 #include <getopt.h>
@@ -45,46 +45,61 @@ static void retry(void)
     sched_yield();
 }
 
-static void send_one_by_one(int fd, const struct sockaddr_in *to, const char *payload, const struct options *options)
+/* What an application has to write at least; shorter messages stay as they are. */
+static void number(char *payload, uint64_t first, uint64_t n, size_t size)
 {
-    for (uint64_t sent = 0; sent < options->count; sent++)
+    for (uint64_t i = 0; i < n && size >= sizeof(first); i++) {
+        uint64_t sequence = first + i;
+        memcpy(payload + i * size, &sequence, sizeof(sequence));
+    }
+}
+
+static void send_one_by_one(int fd, const struct sockaddr_in *to, char *payload, const struct options *options)
+{
+    for (uint64_t sent = 0; sent < options->count; sent++) {
+        number(payload, sent, 1, options->size);
         while (sendto(fd, payload, options->size, 0, (const struct sockaddr *)to, sizeof(*to)) < 0)
             retry();
+    }
 }
 
 static void send_vector(int fd, const struct sockaddr_in *to, char *payload, const struct options *options)
 {
-    struct iovec vector = {.iov_base = payload, .iov_len = options->size};
+    struct iovec vectors[BATCH_MAX];
     struct mmsghdr messages[BATCH_MAX];
     memset(messages, 0, sizeof(messages));
     for (unsigned i = 0; i < options->batch; i++) {
+        vectors[i] = (struct iovec){payload + i * options->size, options->size};
         messages[i].msg_hdr.msg_name = (void *)(uintptr_t)to;
         messages[i].msg_hdr.msg_namelen = sizeof(*to);
-        messages[i].msg_hdr.msg_iov = &vector;
+        messages[i].msg_hdr.msg_iov = &vectors[i];
         messages[i].msg_hdr.msg_iovlen = 1;
     }
-    for (uint64_t left = options->count; left > 0;) {
-        int sent = sendmmsg(fd, messages, left < options->batch ? (unsigned)left : options->batch, 0);
+    for (uint64_t done = 0; done < options->count;) {
+        uint64_t left = options->count - done, batch = left < options->batch ? left : options->batch;
+        number(payload, done, batch, options->size);
+        int sent = sendmmsg(fd, messages, (unsigned)batch, 0);
         if (sent < 0)
             retry();
         else
-            left -= (uint64_t)sent;
+            done += (uint64_t)sent;
     }
 }
 
-static void send_segmented(int fd, const struct sockaddr_in *to, const char *payload, const struct options *options)
+static void send_segmented(int fd, const struct sockaddr_in *to, char *payload, const struct options *options)
 {
     int segment = (int)options->size;
     size_t fitting = DATAGRAM_MAX / options->size;
     uint64_t batch = options->batch < fitting ? options->batch : fitting;
     if (setsockopt(fd, IPPROTO_UDP, UDP_SEGMENT, &segment, sizeof(segment)) != 0)
         raw_die("UDP_SEGMENT");
-    for (uint64_t left = options->count; left > 0;) {
-        uint64_t now = left < batch ? left : batch;
+    for (uint64_t done = 0; done < options->count;) {
+        uint64_t left = options->count - done, now = left < batch ? left : batch;
+        number(payload, done, now, options->size);
         if (sendto(fd, payload, now * options->size, 0, (const struct sockaddr *)to, sizeof(*to)) < 0)
             retry();
         else
-            left -= now;
+            done += now;
     }
     segment = 0;
     if (setsockopt(fd, IPPROTO_UDP, UDP_SEGMENT, &segment, sizeof(segment)) != 0)
@@ -96,6 +111,7 @@ static void flood(int fd, const struct sockaddr_in *to, const struct options *op
     char *payload = calloc(BATCH_MAX, options->size);
     if (!payload)
         raw_die("calloc");
+    memset(payload, 1, BATCH_MAX * options->size); /* else all of it may be one page of zeros */
     uint64_t start_ns = raw_now_ns(), cpu_start = raw_cpu_ns();
     if (strcmp(options->mode, "sendto") == 0)
         send_one_by_one(fd, to, payload, options);

@@ -118,6 +118,37 @@ def rounds_of(row: pairs.Comparison, count: int = 15, seed: int = 1) -> list[pai
     return pairs.run_rounds(row, count, random.Random(seed), lambda number, made: None)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_stolen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of these tests take microseconds: one tick of a hypervisor would spoil them."""
+    monkeypatch.setattr(pairs, "stolen_s", lambda: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("tries", "runs", "again", "disturbed"), [(4, 5, [2, 0], 0), (2, 4, [1, 0], 1), (1, 3, [0, 0], 2)]
+)
+def test_rounds_with_stolen_time_are_made_again(
+    monkeypatch: pytest.MonkeyPatch, tries: int, runs: int, again: list[int], disturbed: int
+) -> None:
+    """The hypervisor takes time during the first two tries, none later."""
+    stolen = iter([0.0, 1.0, 1.0, 1.5, *[1.5] * 8])
+    monkeypatch.setattr(pairs, "stolen_s", lambda: next(stolen))
+    monkeypatch.setattr(pairs, "STOLEN_PAUSE_S", 0.0)
+    metric = pairs.Metric("rtt_p50_ratio", "p50_ns")
+    records = []
+
+    def project() -> dict[str, float]:
+        records.append({"p50_ns": 120.0})
+        return records[-1]
+
+    row = pairs.Comparison("row", "raw", constant(p50_ns=100.0), project, [metric])
+    made = pairs.run_rounds(row, 2, random.Random(1), lambda number, round_: None, tries)
+    assert len(records) == runs, "one of them before the rounds"
+    assert [round_.again for round_ in made] == again
+    result = pairs.compared("demo", row, metric, made)
+    assert (result["again"], result["disturbed"]) == (sum(again), disturbed)
+
+
 def test_rounds_hold_each_role_once_in_a_random_order() -> None:
     made = rounds_of(comparison(120.0), 60)
     assert all(sorted(round_.order) == sorted(pairs.ROLES) for round_ in made)
@@ -133,7 +164,7 @@ def test_result_line_has_what_the_table_of_targets_asks_for() -> None:
     assert result == {
         "kind": "result", "bench": "demo", "metric": "rtt_p50_ratio", "value": 1.2, "spread": [1.2, 1.2],
         "unit": "ratio", "baseline": "raw", "size_bytes": 64, "target": "<=1.3", "ok": True, "base": 100.0,
-        "base_unit": "ns", "null": 1.0, "null_ok": True, "pairs": 15,
+        "base_unit": "ns", "null": 1.0, "null_ok": True, "pairs": 15, "disturbed": 0, "again": 0,
     }  # fmt: skip
 
 

@@ -124,7 +124,7 @@ def test_check_accepts_the_examples() -> None:
 def test_reload_takes_over_what_it_can_and_says_the_rest(daemon: Any, until: Any) -> None:
     daemon.config.write_text('log_level = "debug"\nmax_sessions = 2\nwindow_bytes = 65536\n')
     daemon.process.send_signal(signal.SIGHUP)
-    until(lambda: "needs a restart: window_bytes 524288 → 65536" in daemon.said(), "the reload")
+    until(lambda: "needs a restart: window_bytes 1048576 → 65536" in daemon.said(), "the reload")
     assert "reloaded: max_sessions 64 → 2" in daemon.said()
     daemon.client()
     daemon.client()

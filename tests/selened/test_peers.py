@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from selened import wire
+from selened.plans import MAX_WINDOW_BYTES
 from selened.wire import lib
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def test_a_source_knows_the_sinks_that_were_there_before_it(peers: Any) -> None:
     # Both were told before create_source returned: a message sent now is neither lost nor refused.
     [(told, epoch, flags, dests)] = sender.routes()
     assert (told, epoch, flags) == (source.id, 1, 0)
-    assert dests == [(port_of(receiver), 512 << 10)]
+    assert dests == [(port_of(receiver), MAX_WINDOW_BYTES)]
     receiver.stream(2)
     assert receiver.accepts() == [(sink.id, [(source.id, port_of(sender), 0)])]
 
@@ -57,7 +58,7 @@ def test_a_sink_is_known_to_the_sources_when_it_is_answered(peers: Any) -> None:
     sink = receiver.sink(5)
     assert receiver.accepts() == [(sink.id, [(source.id, port_of(sender), 0)])]
     sender.stream(2)
-    assert [dests for _, _, _, dests in sender.routes()] == [[(port_of(receiver), 512 << 10)]]
+    assert [dests for _, _, _, dests in sender.routes()] == [[(port_of(receiver), MAX_WINDOW_BYTES)]]
     receiver.remove(sink.id, SINK)
     assert wire.header(sender.pushed.pop(0)).type == lib.SELENE_S_ROUTE
     sender.next_push()
@@ -130,7 +131,7 @@ def test_windows_shrink_with_the_number_of_sources(peers: Any) -> None:
     for number in range(count):
         sender.source(5, index=number)
     sender.stream(2)
-    while sender.routes()[-1][3][0][1] != max(16 << 10, min(512 << 10, granted // 2 // count)):
+    while sender.routes()[-1][3][0][1] != max(16 << 10, min(MAX_WINDOW_BYTES, granted // 2 // count)):
         sender.pushed.append(sender.receive())
 
 

@@ -34,9 +34,11 @@ void selene_wait_step(struct selene_source *source, uint32_t step)
 {
     struct selene_session *s = source->session;
     if (source->dest_count || source->relayed) {
-        (void)selene_flush(source);
-        if (step > 0)
+        /* first a look: credit that has come already lets the batch grow on */
+        if (step > 0) {
+            (void)selene_flush(source);
             selene_probe(source);
+        }
         if (selene_receiver_enter(s, NULL)) {
             (void)selene_receive(s, step == 0 ? 0 : 200000);
             selene_receiver_leave(s);
@@ -59,8 +61,10 @@ static int wait_room(struct selene_source *source, uint32_t size, uint32_t slot_
         if (room_for(source, size, slot_bytes))
             break;
         if (flags & SELENE_DONTWAIT && step > 0) {
-            if (source->dest_count || source->relayed)
+            if (source->dest_count || source->relayed) {
+                (void)selene_flush(source);
                 selene_probe(source); /* who only ever tries must not wait for credit that was lost */
+            }
             count(&source->counters->again, 1);
             return -EAGAIN;
         }

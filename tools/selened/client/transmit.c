@@ -500,7 +500,9 @@ int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *paylo
     rc = batch_append(source, payload, size, sent_ns, sequence);
     if (rc < 0) {
         close_batch(source);
-        rc = QOS_WIRE_OVERHEAD + ((size + 7) & ~7u) <= source->segment_limit && batch_open(source, size, now) == 0
+        /* its time runs from now: sending the one before may have taken as long as it has */
+        rc = QOS_WIRE_OVERHEAD + ((size + 7) & ~7u) <= source->segment_limit &&
+                     batch_open(source, size, source->last_send_ns) == 0
                  ? batch_append(source, payload, size, sent_ns, sequence)
                  : send_alone(source, slice, payload, size, sent_ns, sequence, now);
     } else if (now - qos_load_relaxed(&b->opened_ns) >= BATCH_CLOSE_NS) {

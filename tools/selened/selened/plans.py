@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Where datagrams arrive: a session's own socket (its id), or that of the datapath process.
 DATAPATH: Final = 0
 MIN_WINDOW_BYTES: Final = 16 << 10
-MAX_WINDOW_BYTES: Final = 512 << 10
+MAX_WINDOW_BYTES: Final = 1 << 20
 
 
 class Key(NamedTuple):
