@@ -181,7 +181,8 @@ class Bench:
 
 
 def run_bench(name: str, options: argparse.Namespace, rows: Callable[[Bench], None]) -> int:
-    """Run ``rows`` as bench ``name`` and return its exit status; interrupted, what is there is still written."""
+    """Run ``rows`` as bench ``name`` and return its exit status; interrupted or ended (SIGTERM), what is there is still
+    written."""
     with terminated_as_interrupt():
         bench = Bench(options, name)
         bench.print(bench.environment)
@@ -190,6 +191,9 @@ def run_bench(name: str, options: argparse.Namespace, rows: Callable[[Bench], No
         except KeyboardInterrupt:
             bench.finish()
             return 130
+        except SystemExit:
+            bench.finish()
+            raise
         except RunError as error:
             print(f"{name}: {error}", file=sys.stderr)
             bench.failed = True

@@ -109,6 +109,28 @@ int qos_rt_set_timer_slack(uint64_t slack_ns)
     return prctl(PR_SET_TIMERSLACK, slack_ns, 0, 0, 0) == 0 ? 0 : -errno;
 }
 
+/* sched_setattr(2), which the C library does not have. */
+struct scheduling {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+};
+
+int qos_rt_set_slice(uint64_t slice_ns)
+{
+    struct scheduling s = {.size = sizeof s};
+    if (slice_ns < QOS_RT_SLICE_MIN_NS || slice_ns > QOS_RT_SLICE_MAX_NS)
+        return -EINVAL;
+    if (syscall(SYS_sched_getattr, 0, &s, sizeof s, 0) != 0)
+        return -errno;
+    if (s.policy != SCHED_OTHER && s.policy != SCHED_BATCH)
+        return -EINVAL;
+    s.runtime = slice_ns;
+    return syscall(SYS_sched_setattr, 0, &s, 0) == 0 ? 0 : -errno;
+}
+
 struct remedy {
     enum qos_rt_request request;
     int error;
@@ -134,6 +156,7 @@ static const struct remedy remedies[] = {
     {QOS_RT_MEMORY, EAGAIN, "too little memory to lock all of the process: free some, or make its pools smaller"},
     {QOS_RT_NAME, ENAMETOOLONG, "a thread's name has at most 15 bytes"},
     {QOS_RT_TIMER_SLACK, EINVAL, "the timer slack is 1 ns or more"},
+    {QOS_RT_SLICE, EINVAL, "a slice is 100 us to 100 ms, of a thread of a fair class"},
 };
 
 const char *qos_rt_explain(enum qos_rt_request request, int error)

@@ -30,8 +30,11 @@ enum qos_rt_request {
     QOS_RT_MEMORY,
     QOS_RT_NAME,
     QOS_RT_TIMER_SLACK,
+    QOS_RT_SLICE,
 };
 
+#define QOS_RT_SLICE_MIN_NS 100000
+#define QOS_RT_SLICE_MAX_NS 100000000
 #define QOS_RT_NAME_MAX 15
 #define QOS_RT_CPU_MAX 1024
 
@@ -56,6 +59,13 @@ int qos_rt_set_name(const char *name);
 
 /* How late a timer may fire for the sake of saving power; 1 or more (the default is 50000). -EINVAL for 0. */
 int qos_rt_set_timer_slack(uint64_t slack_ns);
+
+/*
+ * How long the thread, of a fair class, may run before another's turn comes. Whoever asks for little at a time is let in soon
+ * when it wakes, also where others keep the CPU busy, and gets no larger share (sched(7), EEVDF; without effect before Linux
+ * 6.12). -EINVAL: not QOS_RT_SLICE_MIN_NS to QOS_RT_SLICE_MAX_NS, or a real-time class.
+ */
+int qos_rt_set_slice(uint64_t slice_ns);
 
 /* Why the kernel refused `request` with `error` (an errno of either sign) and what to do: a constant string, never NULL. */
 const char *qos_rt_explain(enum qos_rt_request request, int error);

@@ -415,6 +415,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     qos_store_relaxed(&session->ring_used, input_number(&input, 1) % 2);
     for (unsigned steps = 0; input.left > 0 && steps < 100; steps++) {
         unsigned what = (unsigned)input_number(&input, 1);
+        steps_taken++;
         switch (what % 8) {
         case 0:
             create(what);

@@ -21,6 +21,7 @@ EVENT = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 UDP = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 UDP.bind(("127.0.0.1", 0))
 UNIX = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+STEPS = [0]  # packets
 FDS = (NETNS, EVENT, UDP.fileno(), UNIX.fileno())
 STRUCTS = (
     ("selene_hello", lib.SELENE_C_HELLO),
@@ -74,6 +75,7 @@ def test_one_input(raw: bytes) -> None:
             for sock in ours:
                 socket.send_fds(sock, [wire.build("selene_hello", lib.SELENE_C_HELLO, 1)], [NETNS])
         while data.remaining_bytes():
+            STEPS[0] += 1
             sock = ours[data.ConsumeIntInRange(0, 1)]
             fds = [FDS[data.ConsumeIntInRange(0, len(FDS) - 1)] for _ in range(data.ConsumeIntInRange(0, 3))]
             try:

@@ -24,6 +24,7 @@ from libqos import config
 
 KEY = b"a key of the fuzzer's own"
 MAX_PEERS = 1
+STEPS = [0]  # datagrams
 NETWORKS = (ipaddress.ip_network("10.0.0.0/24"), ipaddress.ip_network("fd00::/64"))
 CHANNEL = discovery.Channel(Interface("eth0", 1, NETWORKS), "239.255.74.71")
 PAUSES_S = (0.0, 0.0, 1.5, 400.0)
@@ -91,6 +92,7 @@ def test_one_input(data: bytes) -> None:
     for _ in range(3):
         if at + 2 > len(data):
             break
+        STEPS[0] += 1
         _hear(one, data[at], data[at + 2 : at + 2 + data[at + 1]])
         at += 2 + data[at + 1]
     accepted = neighbours.accepted

@@ -10,6 +10,7 @@ from lunar.framing import Lines, Records, Splitter, frame
 from lunar.sub import BinaryOutput, JsonOutput
 
 LIMIT = 64
+STEPS = [0]  # messages
 
 
 @dataclass
@@ -46,6 +47,7 @@ def test_one_input(data: bytes) -> None:
     assert whole[:3] == parted[:3]
     assert (whole[3] is None) == (parted[3] is None)
     messages = whole[0]
+    STEPS[0] += len(messages)
     assert all(len(message) <= LIMIT for message in messages)
     burst = [Message(payload, number) for number, payload in enumerate(messages)]
     again = Records(LIMIT)

@@ -154,6 +154,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     dp_begin();
     for (int steps = 0; in.left > 0 && steps < 64; steps++) {
         unsigned what = (unsigned)input_number(&in, 1) % 16;
+        steps_taken++;
         if (what < 11)
             order(&in);
         else if (what == 11)

@@ -16,6 +16,7 @@ from tests.fuzz.daemon import Daemon, Line, streams
 PEER = Peer(address="127.0.0.1", port=9)
 HELLO = encode({"hello": {"version": 1, "host": 7, "port": PEER.port}})
 DAEMON = Daemon()
+STEPS = [0]  # lines
 PEERS = DAEMON.core.peers = Peers(DAEMON.core, None)
 REMOTE = PEERS.remotes[PEER.endpoint] = Remote(PEER)
 
@@ -45,5 +46,6 @@ async def _announce(said: bytes) -> None:
 
 def test_one_input(data: bytes) -> None:
     how, said = data[0] if data else 0, data[1:]
+    STEPS[0] += 1 + said.count(b"\n")
     said = HELLO + said if how & 2 else said
     DAEMON.run(lambda: _announce(said) if how & 1 else _listen(said))

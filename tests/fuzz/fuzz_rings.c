@@ -269,6 +269,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct input in = {data, size};
     dp_begin();
     for (int steps = 0; in.left > 0 && steps < 200; steps++) {
+        steps_taken++;
         unsigned what = (unsigned)input_number(&in, 1), client = (what >> 4) % CLIENTS;
         struct client *c = &clients[client];
         unsigned step = what % 16;

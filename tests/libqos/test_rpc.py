@@ -276,6 +276,33 @@ def test_errors_of_the_client_say_what_to_do(path: Path) -> None:
     assert caught.value.code == "no-daemon"
 
 
+def test_refusal_before_the_question_was_sent_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = threading.Event()
+
+    class Slow(socket.socket):
+        def connect(self, address: Any) -> None:
+            super().connect(address)
+            assert refused.wait(10)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def refuse() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b'{"ok":false,"error":{"code":"busy","message":"too many clients"}}\n')
+            refused.set()
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        monkeypatch.setattr(rpc.socket, "socket", Slow)
+        with pytest.raises(RpcError, match="too many clients") as caught:
+            rpc.call(path, {"method": "info"})
+        thread.join(10)
+    assert caught.value.code == "busy"
+
+
 @pytest.mark.parametrize("answer", [b"rubbish\n", b"[]\n", b"{}\n", b'{"ok":1}\n', b""])
 def test_daemon_that_talks_rubbish(path: Path, answer: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as listener:

@@ -95,6 +95,15 @@ def test_timer_slack() -> None:
         rt.set_timer_slack(0)
 
 
+def test_slice() -> None:
+    def change() -> None:
+        rt.set_slice(200_000)
+
+    in_thread(change)
+    with pytest.raises(rt.RtError, match="100 us to 100 ms"):
+        rt.set_slice(1)
+
+
 def test_every_refusal_is_explained() -> None:
     assert "CAP_SYS_NICE" in rt.explain(lib.QOS_RT_SCHEDULER, errno.EPERM)
     assert "CAP_IPC_LOCK" in rt.explain(lib.QOS_RT_MEMORY, -errno.EPERM)

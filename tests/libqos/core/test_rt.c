@@ -4,7 +4,9 @@
 #include <errno.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "check.h"
 
@@ -116,6 +118,22 @@ static void test_thread_name(void)
     CHECK_EQ(qos_rt_set_name("sixteen-letters."), -ENAMETOOLONG);
 }
 
+static void test_slice(void)
+{
+    CHECK_EQ(qos_rt_set_slice(QOS_RT_SLICE_MIN_NS - 1), -EINVAL);
+    CHECK_EQ(qos_rt_set_slice(QOS_RT_SLICE_MAX_NS + 1), -EINVAL);
+    CHECK(explained(QOS_RT_SLICE, -EINVAL));
+    CHECK_EQ(qos_rt_set_slice(QOS_RT_SLICE_MIN_NS), 0);
+    uint64_t attributes[7] = {0}; /* struct sched_attr; its runtime is at byte 24 */
+    if (!CHECK_EQ(syscall(SYS_sched_getattr, 0, attributes, sizeof attributes, 0), 0))
+        return;
+    if (attributes[3] == 0) {
+        CHECK_SKIP("slice", "this kernel has slices of one length (before Linux 6.12)");
+        return;
+    }
+    CHECK_EQ(attributes[3], QOS_RT_SLICE_MIN_NS);
+}
+
 static void test_timer_slack(void)
 {
     CHECK_EQ(qos_rt_set_timer_slack(1234), 0);
@@ -146,6 +164,7 @@ int main(void)
     CHECK_RUN(test_memory_is_not_half_locked_under_a_limit);
     CHECK_RUN(test_thread_name);
     CHECK_RUN(test_timer_slack);
+    CHECK_RUN(test_slice);
     CHECK_RUN(test_every_refusal_is_explained);
     return check_done();
 }

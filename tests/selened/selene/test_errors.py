@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import errno
+import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import selene
+from selened import wire
+from selened.wire import lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +30,29 @@ def test_no_daemon_says_how_to_start_one(tmp_path: Any) -> None:
     assert isinstance(caught.value, OSError)
     with pytest.raises(selene.SeleneError, match="accepted 107"):
         selene.Session("/tmp/" + "x" * 200)
+
+
+def test_who_is_refused_before_its_greeting_was_read_learns_why(tmp_path: Any) -> None:
+    """The daemon may have said no and closed before, while or after the greeting is sent."""
+    path, times = tmp_path / "full.sock", 300
+    refusal = wire.build("selene_error", lib.SELENE_S_ERROR, 1, error=errno.EUSERS, text=b"the house is full")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def refuse() -> None:
+            for _ in range(times):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.send(refusal)
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        for _ in range(times):
+            with pytest.raises(selene.SeleneError, match="the house is full") as caught:
+                selene.Session(path)
+            assert caught.value.errno == errno.EUSERS
+        thread.join(PATIENCE_S)
 
 
 def test_the_socket_is_found_by_the_environment(shared_daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:

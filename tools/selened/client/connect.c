@@ -132,6 +132,8 @@ static int greet(struct selene_session *s, int fd, struct selene_welcome *welcom
         struct selene_error error;
     } answer;
     ssize_t n = selene_receive_packet(fd, &answer, sizeof answer, fds, fd_count, 0);
+    if (n == -ECONNRESET) /* that it has closed without reading comes first, and once; then what it sent before */
+        n = selene_receive_packet(fd, &answer, sizeof answer, fds, fd_count, 0);
     if (n <= 0)
         return selene_fail(n == 0 ? -ECONNRESET : (int)n, "selened at %s closed the connection: %s", s->socket_path,
                            n == 0 ? "no reason given" : strerror((int)-n));

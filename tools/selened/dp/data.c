@@ -19,6 +19,7 @@
 #define STACK_BYTES (256 * 1024)
 #define COMMANDS 16
 #define EVENTS 64
+#define SLICE_NS 200000u
 #define ROUNDS 8u /* of spinning, with a look at the socket itself, until epoll is asked for what else there is */
 
 static void ring_eventfd(int fd)
@@ -196,7 +197,10 @@ static void apply_settings(const struct dp_settings *settings)
         if (rc < 0)
             dp_log("warning", "not bound to CPU %u: %s", cpu, qos_rt_explain(QOS_RT_AFFINITY, rc));
     }
-    if (settings->class_ != QOS_RT_OTHER) {
+    if (settings->class_ == QOS_RT_OTHER) {
+        /* datagrams wait for it: let in at once where all processors are busy. A kernel that cannot goes on as it is. */
+        (void)qos_rt_set_slice(SLICE_NS);
+    } else {
         int rc = qos_rt_set_scheduler((enum qos_rt_class)settings->class_, settings->priority);
         if (rc < 0)
             dp_log("warning", "no real-time priority: %s", qos_rt_explain(QOS_RT_SCHEDULER, rc));
