@@ -86,6 +86,6 @@ def set_timer_slack(slack_ns: int) -> None:
 
 
 def set_slice(slice_ns: int) -> None:
-    """Let the calling thread, of a fair class, run this long before another's turn comes; 100 µs to 100 ms. One that asks
-    for little is let in soon when it wakes (EEVDF; without effect before Linux 6.12). Raises RtError."""
+    """Let the calling thread, of a fair class, run this long before another's turn comes; 100 µs to 100 ms. One that
+    asks for little is let in soon when it wakes (EEVDF; without effect before Linux 6.12). Raises RtError."""
     _check(lib.qos_rt_set_slice(slice_ns), lib.QOS_RT_SLICE)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a target in Python under atheris: `python_target.py NAME [options of libFuzzer] [corpus…]`.
 
-A target is a file fuzz_NAME.py beside this one, with `test_one_input(data: bytes)`; what it raises is a finding. Where an
-input holds several packets, lines or datagrams, the target counts them in `STEPS[0]`.
+A target is a file fuzz_NAME.py beside this one, with `test_one_input(data: bytes)`; what it raises is a finding. Where
+an input holds several packets, lines or datagrams, the target counts them in `STEPS[0]`.
 """
 
 import atexit

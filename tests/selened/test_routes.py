@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from selened.plans import (
     DATAPATH,
+    MAX_RELAYED_WINDOW_BYTES,
     MAX_WINDOW_BYTES,
     MIN_WINDOW_BYTES,
     Accept,
@@ -296,8 +297,8 @@ def test_a_second_session_moves_a_channel_to_the_datapath_process_and_back() -> 
     state.add_sink(KEY, source(202, direct(2)))
     two = state.changes()
     assert two.datapath_accepts == {SOURCE_A: DatapathAccept(AT_A, (1, 2))}
-    assert two.accepts == dict.fromkeys((201, 202), (Accept(SOURCE_A, AT_A, True, MAX_WINDOW_BYTES),))
-    assert two.listens == {KEY: (DP, MAX_WINDOW_BYTES)}
+    assert two.accepts == dict.fromkeys((201, 202), (Accept(SOURCE_A, AT_A, True, MAX_RELAYED_WINDOW_BYTES),))
+    assert two.listens == {KEY: (DP, MAX_RELAYED_WINDOW_BYTES)}
     state.remove(201)
     three = state.changes()
     assert three.listens == {KEY: (direct(2).address, MAX_WINDOW_BYTES)}
@@ -338,6 +339,16 @@ def test_windows_follow_the_number_of_remote_sources_of_a_socket() -> None:
         state.set_remote_source(key, PEER_A << 32 | number, None)
     assert {listen[1] for listen in state.changes().listens.values() if listen} == {MAX_WINDOW_BYTES}
     assert nothing(state.changes())
+
+
+def test_what_is_relayed_fits_into_a_receive_ring() -> None:
+    """It waits there, however many sources send: 2048 entries for datagrams of 848 bytes of credit at least."""
+    state = router()
+    state.add_sink(KEY, source(201, relayed(1)))
+    for number in range(40):
+        state.set_remote_source(KEY, PEER_A << 32 | number, AT_A)
+        state.changes()
+        assert state.window(DATAPATH) * (number + 1) <= 2048 * 848, number
 
 
 def test_in_the_grace_only_edges_are_made() -> None:

@@ -8,7 +8,13 @@
  *   64   closed    1: the source is closed; what is in the ring is still delivered
  *   68   alone     1: the source has no other consumer, so that nothing is gained by its bell
  *   72   reclaimed 1: the producer has taken back all that the consumer held, and is done with this memory
+ *   76   member    number of this consumer in the producer's ring for several (cast.h)
+ *   80   cast      where in the producer's pool that is, a slice; 0: nowhere yet
+ *   88   from      the position from which it is a member
+ *   96   given     when closed: messages that went that way
  *   128  dropped   messages the producer did not give to this consumer because it is slow
+ *   136  cast_held messages that it holds by that ring, and told, what it has told of them; for reports
+ *   192  done      the consumer's: before this position of that ring it has given all back
  *   256  forward ring, 2 * depth words: slice, then length | low 32 bits of the sequence << 32
  *   ...  release ring, depth words: slices
  *
@@ -21,6 +27,7 @@
 
 #include "../pool.h"
 #include "../ring.h"
+#include "cast.h"
 
 #define QOS_SHM_MAX_DEPTH 65536u
 #define QOS_SHM_RINGS 256
@@ -38,8 +45,11 @@ struct qos_shm_link {
     _Alignas(QOS_CACHE_LINE) _Atomic uint32_t closed;
     _Atomic uint32_t alone;
     _Atomic uint32_t reclaimed;
+    _Atomic uint32_t member;
+    _Atomic uint64_t cast, from, given;
     _Alignas(QOS_CACHE_LINE) _Atomic uint64_t dropped;
-    _Alignas(QOS_CACHE_LINE) uint8_t rings[QOS_CACHE_LINE];
+    _Atomic uint64_t cast_held, told;
+    _Alignas(QOS_CACHE_LINE) _Atomic uint64_t done;
 };
 
 struct qos_shm_producer {
@@ -52,7 +62,12 @@ struct qos_shm_producer {
     uint64_t held_bytes; /* the slots they take; the caller of qos_shm_returned subtracts */
     uint64_t *holds;     /* bitmap over slot indices: what the consumer holds */
     uint32_t slots;
-    struct qos_region pool; /* our own */
+    bool unpublished;               /* words in the forward ring */
+    struct qos_cast_producer *cast; /* NULL: not a member */
+    uint32_t member;
+    uint64_t done;                   /* up to where what came back by it is counted off */
+    uint64_t cast_held, told, given; /* by it: held, told one by one, ever */
+    struct qos_region pool;          /* our own */
 };
 
 struct qos_shm_consumer {
@@ -62,13 +77,16 @@ struct qos_shm_consumer {
     struct qos_ring_producer back;
     struct qos_region pool; /* of the producer, read-only */
     uint32_t depth;
+    bool given_back; /* words in the release ring that are not published */
+    struct qos_cast_consumer cast;
 };
 
 struct qos_shm_message {
-    uint64_t slice;
+    uint64_t token; /* and by_cast: for qos_shm_give_back */
     const uint8_t *data;
     uint32_t length;
     uint32_t sequence; /* low 32 bits */
+    bool by_cast;
 };
 
 /* Bytes of a link of `depth` messages (a power of two up to QOS_SHM_MAX_DEPTH), and its formatting. */
@@ -101,43 +119,145 @@ static inline int qos_shm_write(struct qos_shm_producer *p, uint64_t slice, uint
     p->holds[index / 64] |= UINT64_C(1) << (index % 64);
     p->held++;
     p->held_bytes += slot_bytes;
+    p->unpublished = true;
     return 0;
 }
 
-/* Up to `max` slices that came back; each was held, and is counted off. The number, or -EPROTO: next is one that the consumer did not
- * hold. */
+/* Show the consumer what was written for it alone. */
+static inline void qos_shm_publish(struct qos_shm_producer *p)
+{
+    if (!p->unpublished)
+        return;
+    qos_ring_publish(&p->forward);
+    p->unpublished = false;
+}
+
+/* Make the consumer a member of a ring for several, which lies in our pool at `slice`. 0, -EAGAIN: it has no place for one more. */
+int qos_shm_join(struct qos_shm_producer *p, struct qos_cast_producer *cast, uint64_t slice);
+
+/* A message was written for it by that ring (qos_cast_write). */
+static inline void qos_shm_wrote_cast(struct qos_shm_producer *p, uint32_t slot_bytes)
+{
+    p->held++;
+    p->held_bytes += slot_bytes;
+    p->cast_held++;
+    p->given++;
+}
+
+/* For reports: how much of what it holds went that way. */
+static inline void qos_shm_report(struct qos_shm_producer *p)
+{
+    if (p->cast) {
+        qos_store_relaxed(&p->link->cast_held, p->cast_held);
+        qos_store_relaxed(&p->link->told, p->told);
+    }
+}
+
+/* Nothing more is written. */
+static inline void qos_shm_end(struct qos_shm_producer *p)
+{
+    qos_store_relaxed(&p->link->given, p->given);
+    qos_store_release(&p->link->closed, 1); /* pairs with the acquire in qos_cast_seek */
+}
+
+/* Up to `max` slices that came back, by whichever ring; each was held, and is counted off. The number, or -EPROTO: next is one that the
+ * consumer did not hold. */
 int qos_shm_returned(struct qos_shm_producer *p, uint64_t *slices, uint32_t max);
 /* Take all that the consumer still holds, one by one, when it is gone: 1 and a slot index, or 0. */
 int qos_shm_reclaim(struct qos_shm_producer *p, uint32_t *index);
 
+/* Become a member of the ring that the link names: 0, -EPROTO (it is not in the pool), -ENOMEM. */
+int qos_shm_meet(struct qos_shm_consumer *c);
+
+/* What lies in front in the ring for several, if there is one. */
+static inline const struct qos_cast_entry *qos_shm_seek(struct qos_shm_consumer *c)
+{
+    if (!c->cast.ring)
+        return NULL;
+    return qos_cast_seek(&c->cast, &c->link->closed, &c->link->given);
+}
+
+/* What lies in front in both. The first of them to be published is seen if the other is: see cast.h. `ready` as of qos_ring_peek. */
+static inline const struct qos_cast_entry *qos_shm_look(struct qos_shm_consumer *c, int64_t *ready)
+{
+    if (QOS_UNLIKELY(!c->cast.ring && qos_load_relaxed(&c->link->cast) != 0) && qos_shm_meet(c) < 0) {
+        *ready = -EPROTO;
+        return NULL;
+    }
+    const struct qos_cast_entry *e = qos_shm_seek(c);
+    *ready = qos_ring_peek(&c->forward);
+    return e || *ready == 0 ? e : qos_shm_seek(c);
+}
+
 /* Next message: 1, 0 (nothing), -EPROTO (a slice outside the pool, or a broken index). */
 static inline int qos_shm_pop(struct qos_shm_consumer *c, struct qos_shm_message *m)
 {
-    int64_t ready = qos_ring_peek(&c->forward);
-    if (ready <= 0)
+    int64_t ready;
+    const struct qos_cast_entry *e = qos_shm_look(c, &ready);
+    if (ready <= 0 && !e)
         return ready < 0 ? -EPROTO : 0;
-    if (QOS_UNLIKELY(ready & 1))
+    if (QOS_UNLIKELY(ready < 0 || ready & 1))
         return -EPROTO;
-    uint64_t slice = qos_ring_word(&c->forward, 0), second = qos_ring_word(&c->forward, 1);
-    m->slice = slice;
+    uint64_t slice = 0, second = 0;
+    if (ready) {
+        slice = qos_ring_word(&c->forward, 0);
+        second = qos_ring_word(&c->forward, 1);
+    }
+    if (e) {
+        uint64_t of_cast = *(const volatile uint64_t *)&e->second;
+        if (ready && (int32_t)((second >> 32) - (of_cast >> 32)) < 0) {
+            e = NULL;
+        } else {
+            slice = *(const volatile uint64_t *)&e->slice;
+            second = of_cast;
+        }
+    }
+    m->token = slice;
     m->length = (uint32_t)second;
     m->sequence = (uint32_t)(second >> 32);
     m->data = qos_slice_locate(&c->pool, slice, m->length, QOS_POOL_HEADROOM);
     if (QOS_UNLIKELY(!m->data))
         return -EPROTO;
-    qos_ring_consume(&c->forward, 2);
+    if (!e) {
+        qos_ring_consume(&c->forward, 2);
+        m->by_cast = false;
+    } else {
+        m->token = qos_cast_take(&c->cast);
+        m->by_cast = true;
+    }
     return 1;
 }
 
 /* Whether pop would return one. */
 static inline int qos_shm_ready(struct qos_shm_consumer *c)
 {
-    return qos_ring_peek(&c->forward) != 0;
+    int64_t ready;
+    return qos_shm_look(c, &ready) || ready != 0;
 }
-/* Give a slice back; the producer sees it at qos_ring_publish(&c->back). 0, or -EPROTO. It cannot be full: no more than depth are out. */
-static inline int qos_shm_give_back(struct qos_shm_consumer *c, uint64_t slice)
+
+/* Give a message back; the producer sees it at qos_shm_publish_back. 0, or -EPROTO. It cannot be full: no more than depth are out. */
+static inline int qos_shm_give_back(struct qos_shm_consumer *c, uint64_t token, bool by_cast)
 {
-    return qos_ring_write(&c->back, &slice, 1);
+    uint64_t told[QOS_CAST_UNTOLD + 1];
+    uint32_t n = 1;
+    if (!by_cast)
+        told[0] = token;
+    else if ((n = qos_cast_give_back(&c->cast, token, told)) == 0)
+        return 0;
+    c->given_back = true;
+    return qos_ring_write(&c->back, told, n);
+}
+
+static inline void qos_shm_publish_back(struct qos_shm_consumer *c)
+{
+    if (c->given_back)
+        qos_ring_publish(&c->back);
+    c->given_back = false;
+    if (!c->cast.dirty)
+        return;
+    /* release: pairs with the acquire in qos_shm_returned: what was told before is there, and we have read the messages */
+    qos_store_release(&c->link->done, c->cast.done);
+    c->cast.dirty = false;
 }
 
 /* Messages between the two, seen by a third: given and not taken back. The memory is both sides' to write, so this is a report. */
@@ -146,7 +266,8 @@ static inline uint64_t qos_shm_outstanding(const struct qos_shm_link *link, uint
     const uint8_t *rings = (const uint8_t *)link + QOS_SHM_RINGS;
     const struct qos_ring *forward = (const struct qos_ring *)(const void *)rings;
     const struct qos_ring *back = (const struct qos_ring *)(const void *)(rings + qos_ring_size(2 * depth));
-    return qos_load_relaxed(&forward->tail) / 2 - qos_load_relaxed(&back->head);
+    return qos_load_relaxed(&forward->tail) / 2 - (qos_load_relaxed(&back->head) - qos_load_relaxed(&link->told)) +
+           qos_load_relaxed(&link->cast_held);
 }
 
 #endif

@@ -60,7 +60,7 @@ static int tx_one(struct shm_datapath *s, struct qos_packet *p)
     if (rc < 0)
         return rc;
     qos_add_acq_rel(&s->out->order, 1); /* pairs with shm_rx */
-    qos_ring_publish(&e->p.forward);
+    qos_shm_publish(&e->p);
     s->sequence++;
     s->dp.stats.tx_packets++;
     s->dp.stats.tx_bytes += p->length;
@@ -91,7 +91,7 @@ static int shm_rx(struct qos_datapath *dp, struct qos_packet *packets, unsigned 
         packets[done] = (struct qos_packet){.data = (uint8_t *)(uintptr_t)m.data,
                                             .length = m.length,
                                             .address = packets[done].address,
-                                            .token = m.slice};
+                                            .token = m.token};
         dp->stats.rx_packets++;
         dp->stats.rx_bytes += m.length;
     }

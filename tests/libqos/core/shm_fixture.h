@@ -75,7 +75,7 @@ static inline int edge_push(struct edge *e, uint64_t slice, uint32_t size, uint6
     int rc = qos_shm_write(&e->p, slice, size, sequence, qos_pool_slot_bytes(e->pool.pool, slice), quota);
     if (rc == 0)
         CHECK_EQ(qos_cache_emit(e->pool.cache, slice, 1), 0);
-    qos_ring_publish(&e->p.forward);
+    qos_shm_publish(&e->p);
     return rc;
 }
 
@@ -88,8 +88,8 @@ static inline uint64_t edge_send(struct edge *e, uint32_t size, uint64_t sequenc
 
 static inline int edge_give_back(struct edge *e, uint64_t slice)
 {
-    int rc = qos_shm_give_back(&e->c, slice);
-    qos_ring_publish(&e->c.back);
+    int rc = qos_shm_give_back(&e->c, slice, false);
+    qos_shm_publish_back(&e->c);
     return rc;
 }
 

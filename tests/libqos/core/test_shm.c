@@ -34,10 +34,10 @@ static void test_a_message_goes_and_comes_back(void)
     CHECK_EQ(qos_shm_write(&e.p, slice, 100, UINT64_C(0x1122334455667788), 1024, QUOTA), 0);
     CHECK_EQ(qos_cache_emit(e.pool.cache, slice, 1), 0);
     CHECK_EQ(qos_shm_pop(&e.c, &m), 0); /* written, not published */
-    qos_ring_publish(&e.p.forward);
+    qos_shm_publish(&e.p);
     CHECK(qos_shm_ready(&e.c));
     CHECK_EQ(qos_shm_pop(&e.c, &m), 1);
-    CHECK_EQ(m.slice, slice);
+    CHECK_EQ(m.token, slice);
     CHECK_EQ(m.length, 100);
     CHECK_EQ(m.sequence, 0x55667788);
     CHECK(m.data == qos_pool_payload(e.pool.pool, slice));
@@ -96,7 +96,7 @@ static void test_depth_is_what_a_consumer_may_hold(void)
     CHECK_EQ(edge_push(&e, more, 10, 8, QUOTA), -EAGAIN);
     /* taking it is not enough, it must come back */
     CHECK_EQ(qos_shm_pop(&e.c, &m), 1);
-    CHECK_EQ(m.slice, first);
+    CHECK_EQ(m.token, first);
     CHECK_EQ(edge_push(&e, more, 10, 8, QUOTA), -EAGAIN);
     CHECK_EQ(edge_give_back(&e, first), 0);
     CHECK_EQ(edge_push(&e, more, 10, 8, QUOTA), -EAGAIN);
@@ -159,7 +159,7 @@ static void test_slices_come_back_in_any_order(void)
             sent += !full;
         } else if (dice == 1 && qos_shm_pop(&e.c, &m) == 1) {
             CHECK_EQ(m.sequence, (uint32_t)got++);
-            held[n++] = m.slice;
+            held[n++] = m.token;
         } else if (n > 0) {
             uint32_t i = random_below(&r, n);
             CHECK_EQ(edge_give_back(&e, held[i]), 0);
@@ -194,7 +194,7 @@ static void consume(struct edge *e, int ready)
         if (!CHECK_EQ(rc, 1) || !CHECK_EQ(m.sequence, expected) || !CHECK_EQ(m.data[0], (uint8_t)expected))
             check_exit_child();
         if (++expected <= TOTAL - HELD)
-            CHECK_EQ(edge_give_back(e, m.slice), 0);
+            CHECK_EQ(edge_give_back(e, m.token), 0);
     }
     if (write(ready, "", 1) == 1)
         pause();

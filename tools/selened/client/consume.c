@@ -12,6 +12,7 @@
 
 #define QOS_SPIN_REMOTE 64u /* polls of the network in a row */
 #define FROM_ITEM 1u        /* token[0] is an item, not an edge */
+#define FROM_CAST 2u        /* an edge, by the ring for several sinks */
 #define FLOOD_NS 400u       /* messages that come faster than this are a flood */
 #define FLOOD_RUN 16u
 #define LINGER_NS 1500u
@@ -89,7 +90,7 @@ static int next_local(struct selene_sink *sink, selene_buffer *out)
                                .size = m.length,
                                .sequence = sequence,
                                .source = edge->source,
-                               .token = {(uint64_t)(uintptr_t)edge, m.slice}};
+                               .token = {(uint64_t)(uintptr_t)edge | (m.by_cast ? FROM_CAST : 0u), m.token}};
         return 1;
     }
     return 0;
@@ -358,15 +359,15 @@ static int release(struct selene_sink *sink, selene_buffer *buffer, struct edge_
     } else {
         struct edge_in *edge = NULL;
         for (uint32_t i = 0; i < sink->edge_count && !edge; i++)
-            if ((uint64_t)(uintptr_t)sink->edges[i] == token)
+            if ((uint64_t)(uintptr_t)sink->edges[i] == (token & ~(uint64_t)FROM_CAST))
                 edge = sink->edges[i];
         if (!edge || edge->held == 0)
             return selene_fail(-EINVAL, "this sink does not hold that buffer");
         if (QOS_UNLIKELY(--edge->held == 0 && qos_load_relaxed(&edge->gone)))
             qos_store_relaxed(&sink->changed, true);
-        (void)qos_shm_give_back(&edge->shm, buffer->token[1]);
+        (void)qos_shm_give_back(&edge->shm, buffer->token[1], token & FROM_CAST);
         if (*seen && *seen != edge)
-            qos_ring_publish(&(*seen)->shm.back);
+            qos_shm_publish_back(&(*seen)->shm);
         *seen = edge;
     }
     sink->held--;
@@ -384,7 +385,7 @@ int selene_release_burst(selene_sink *sink, selene_buffer *buffers, uint32_t n)
         rc = rc < 0 ? rc : one;
     }
     if (seen)
-        qos_ring_publish(&seen->shm.back);
+        qos_shm_publish_back(&seen->shm);
     return rc;
 }
 

@@ -172,9 +172,12 @@ static void publish(struct selene_source *source)
 {
     bool bell = false, sleepers = false;
     selene_stamp_handed(source);
+    if (qos_cast_unpublished(&source->cast))
+        qos_cast_publish(&source->cast);
     for (uint32_t i = 0; i < source->edge_count; i++) {
         struct qos_shm_producer *p = &source->edges[i]->shm;
-        qos_ring_publish(&p->forward);
+        qos_shm_publish(p);
+        qos_shm_report(p);
         sleepers |= qos_load_relaxed(&p->link->waiting) != QOS_SHM_SPINS;
     }
     if (!sleepers)
@@ -204,18 +207,50 @@ static void publish(struct selene_source *source)
     }
 }
 
+static bool edge_room(struct selene_source *source, struct edge_out *edge, uint32_t slot_bytes, uint64_t quota)
+{
+    if (QOS_LIKELY(qos_shm_room(&edge->shm, slot_bytes, quota)))
+        return true;
+    selene_edge_drain(source, edge);
+    return qos_shm_room(&edge->shm, slot_bytes, quota);
+}
+
+/* By the ring for several, to those that have room and are members: their bits, 0 if it cannot go that way. */
+static uint32_t emit_cast(struct selene_source *source, uint64_t slice, uint64_t second, uint32_t slot_bytes,
+                          uint64_t quota)
+{
+    uint32_t members = 0;
+    for (uint32_t i = 0; i < source->edge_count; i++) {
+        struct edge_out *edge = source->edges[i];
+        if (edge->shm.cast && edge_room(source, edge, slot_bytes, quota))
+            members |= 1u << edge->shm.member;
+        /* of the rings' words for one sink those of an earlier message are published first */
+        qos_shm_publish(&edge->shm);
+    }
+    if ((members & (members - 1)) == 0 || qos_cast_write(&source->cast, slice, second, members) < 0)
+        return 0;
+    return members;
+}
+
 /* Hand the slot to every local sink; how many hold it now. */
 static uint32_t emit_local(struct selene_source *source, uint64_t slice, uint32_t size, uint64_t sequence)
 {
     uint32_t holders = 0, slot_bytes = qos_pool_slot_bytes(source->memory->pool, slice);
     uint64_t quota = EDGE_QUOTA(source->memory->tx_buffers);
+    uint32_t members =
+        source->cast.members ? emit_cast(source, slice, (uint64_t)size | sequence << 32, slot_bytes, quota) : 0;
     for (uint32_t i = 0; i < source->edge_count; i++) {
         struct edge_out *edge = source->edges[i];
-        int rc = qos_shm_write(&edge->shm, slice, size, sequence, slot_bytes, quota);
-        if (QOS_UNLIKELY(rc == -EAGAIN)) {
-            selene_edge_drain(source, edge);
-            rc = qos_shm_write(&edge->shm, slice, size, sequence, slot_bytes, quota);
+        if (edge->shm.cast && members >> edge->shm.member & 1) {
+            qos_shm_wrote_cast(&edge->shm, slot_bytes);
+            holders++;
+            continue;
         }
+        if (QOS_UNLIKELY(qos_cast_unpublished(&source->cast) && edge->shm.cast))
+            qos_cast_publish(&source->cast); /* an earlier message, or this one, which it is not for */
+        int rc = edge_room(source, edge, slot_bytes, quota)
+                     ? qos_shm_write(&edge->shm, slice, size, sequence, slot_bytes, quota)
+                     : -EAGAIN;
         if (QOS_LIKELY(rc == 0)) {
             holders++;
         } else if (rc == -EAGAIN) {

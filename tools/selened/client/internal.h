@@ -232,6 +232,8 @@ struct selene_source {
     uint32_t borrowed;
     struct edge_out **edges;
     uint32_t edge_count, edge_room;
+    struct qos_cast_producer cast; /* the ring for several sinks; ring NULL: never had several */
+    uint64_t cast_slice;           /* where it is in the pool */
     uint64_t sequence;
     uint64_t last_send_ns, send_cost_ns; /* end of the last send, and how long it took */
     uint32_t last_consumed;

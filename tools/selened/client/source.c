@@ -74,6 +74,28 @@ static uint32_t under_way(const struct selene_source *source)
     return most;
 }
 
+/* Several sinks: what is for all of them is written once. Without memory for that, or for a sink too many, each has its own ring. */
+static void edges_join(struct selene_source *source)
+{
+    if (source->edge_count < 2)
+        return;
+    if (!source->cast.ring) {
+        if (qos_cache_borrow(source->cache, QOS_POOL_PAYLOAD, &source->cast_slice) < 0)
+            return;
+        void *ring = qos_pool_payload(source->memory->pool, source->cast_slice);
+        if (qos_cast_producer_open(&source->cast, ring, QOS_CAST_DEPTH) < 0) {
+            (void)qos_cache_drop(source->cache, source->cast_slice);
+            source->cast.ring = NULL;
+            return;
+        }
+    }
+    for (uint32_t i = 0; i < source->edge_count; i++) {
+        struct qos_shm_producer *p = &source->edges[i]->shm;
+        if (!p->cast && qos_shm_join(p, &source->cast, source->cast_slice) < 0)
+            return;
+    }
+}
+
 /* The datapath process was replaced: what was in its memory is lost, and its edges with it. */
 static int memory_replace(struct selene_source *source)
 {
@@ -84,6 +106,7 @@ static int memory_replace(struct selene_source *source)
     for (uint32_t i = 0; i < source->edge_count; i++)
         edge_close(source->edges[i]);
     source->edge_count = 0;
+    qos_cast_producer_close(&source->cast);
     qos_gate_enter(&source->batch_gate);
     if (qos_load_relaxed(&source->batch.opened_ns)) {
         qos_sub_acq_rel(&s->open_batches, 1);
@@ -195,6 +218,7 @@ void selene_source_apply(struct selene_source *source)
         }
         for (uint32_t i = 0; i < source->edge_count; i++)
             qos_store_relaxed(&source->edges[i]->shm.link->alone, source->edge_count == 1);
+        edges_join(source);
         if (source->new_route)
             route_replace(source);
         counters_at(source);
@@ -352,7 +376,7 @@ void selene_close_source(selene_source *source)
             selene_source_apply(source); /* a sink that is gone acknowledges nothing */
     }
     for (uint32_t i = 0; i < source->edge_count; i++)
-        qos_store_release(&source->edges[i]->shm.link->closed, 1);
+        qos_shm_end(&source->edges[i]->shm);
     pthread_mutex_lock(&s->lock);
     for (struct selene_source **at = &s->sources; *at; at = &(*at)->next) {
         if (*at == source) {
@@ -386,6 +410,11 @@ bool selene_source_finish(struct selene_source *source)
     selene_batch_returned(source);
     if (source->edge_count > 0 || source->borrowed > 0)
         return source->borrowed > 0 && source->edge_count == 0;
+    if (source->cast.ring) { /* nobody holds anything of it: who still looks sees that it is closed */
+        qos_fence_seq_cst();
+        (void)qos_cache_drop(source->cache, source->cast_slice);
+        qos_cast_producer_close(&source->cast);
+    }
     if (qos_cache_close(source->cache) > 0)
         return false; /* the datapath process still sends */
     source->cache = NULL;
@@ -416,6 +445,7 @@ void selene_source_free(struct selene_source *source)
     }
     for (uint32_t i = 0; i < source->edge_count; i++)
         edge_close(source->edges[i]);
+    qos_cast_producer_close(&source->cast);
     if (source->cache)
         qos_cache_discard(source->cache);
     selene_memory_drop(source->memory);

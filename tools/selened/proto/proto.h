@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 #define SELENE_PROTO_MAGIC 0x314e4c53 /* "SLN1" */
-#define SELENE_PROTO_VERSION 2
+#define SELENE_PROTO_VERSION 3
 #define SELENE_MAX_PACKET 65536
 #define SELENE_MAX_FDS 8
 #define SELENE_MAX_NAME 255 /* bytes of a channel name */

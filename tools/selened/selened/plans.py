@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 DATAPATH: Final = 0
 MIN_WINDOW_BYTES: Final = 16 << 10
 MAX_WINDOW_BYTES: Final = 1 << 20
+# What is relayed waits in a client's receive ring of 2048 entries, and a datagram costs 848 bytes of credit at least.
+RELAYED_BYTES: Final = 1 << 20  # of all sources together
+MAX_RELAYED_WINDOW_BYTES: Final = 512 << 10
 
 
 class Key(NamedTuple):

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from selened.plans import (
     DATAPATH,
+    MAX_RELAYED_WINDOW_BYTES,
     MAX_WINDOW_BYTES,
     MIN_WINDOW_BYTES,
+    RELAYED_BYTES,
     Accept,
     DatapathAccept,
     DatapathRoute,
@@ -235,7 +237,10 @@ class Router:
         touched.add(DATAPATH)
         changed = set()
         for item in touched:
-            window = window_bytes(self._receive_bytes.get(item, 0), self._load[item], self.window_limit)
+            room, limit = self._receive_bytes.get(item, 0), self.window_limit
+            if item == DATAPATH:
+                room, limit = min(room, 2 * RELAYED_BYTES), min(limit, MAX_RELAYED_WINDOW_BYTES)
+            window = window_bytes(room, self._load[item], limit)
             if self._windows.get(item) != window:
                 self._windows[item] = window
                 changed.add(item)
