@@ -81,8 +81,9 @@ class Endpoint(ABC):
             with self._delivering:
                 with self._life:
                     pointer, self._pointer = self._pointer, None
-                if pointer is None:
-                    return
+                    if pointer is None:
+                        return
+                    self._keep_stats(pointer)  # for whoever asks before all is over
                 if self._told_at_close is not None and (tell := self._told_at_close()) is not None:
                     tell()
                 with self._lock:  # a call that is on its way sees the missing pointer after its slice
@@ -164,6 +165,10 @@ class Endpoint(ABC):
     @abstractmethod
     def _finish(self, pointer: Any) -> None:
         """The last calls before close, with the lock held."""
+
+    @abstractmethod
+    def _keep_stats(self, pointer: Any) -> None:
+        """Read the counters for the last time."""
 
     @abstractmethod
     def _close_pointer(self, pointer: Any) -> None:

@@ -232,6 +232,9 @@ class Sink(Endpoint):
 
     def _finish(self, pointer: Any) -> None:
         self._late.clear()
+        self._keep_stats(pointer)
+
+    def _keep_stats(self, pointer: Any) -> None:
         self._last = self._read_stats(pointer)
 
     def _close_pointer(self, pointer: Any) -> None:

@@ -192,6 +192,9 @@ class Source(Endpoint):
         for buffer, _ in list(self._borrowed.values()):
             self._take_back(pointer, buffer)
         self._late.clear()
+        self._keep_stats(pointer)
+
+    def _keep_stats(self, pointer: Any) -> None:
         self._last = self._read_stats(pointer)
 
     def _close_pointer(self, pointer: Any) -> None:
