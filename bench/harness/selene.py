@@ -176,7 +176,8 @@ def pingpong_command(
 class Flood:
     """A one-way flood: ``count`` messages of ``size`` bytes, ``burst`` per call, ``rate`` a second (None: full speed).
 
-    Reliable (waits for credit and slow sinks) unless ``best_effort``.
+    Reliable (waits for credit and slow sinks) unless ``best_effort``. The source's CPU time counts from message
+    ``warmup``.
     """
 
     size: int
@@ -187,12 +188,13 @@ class Flood:
     relayed: bool = False
     best_effort: bool = False
     coalesce: bool = True
+    warmup: int = 100
 
     def command(self, role: str, sinks: int = 1) -> list[str]:
         """Return the command of ``role`` (``source`` or ``sink``); a source waits for ``sinks`` before it starts."""
         numbers = {"size": self.size, "count": self.count, "burst": self.burst, "spin": int(self.spin),
                    "relayed": int(self.relayed), "best-effort": int(self.best_effort), "coalesce": int(self.coalesce),
-                   "sinks": sinks} | ({"rate": self.rate} if self.rate else {})  # fmt: skip
+                   "sinks": sinks, "warmup": self.warmup} | ({"rate": self.rate} if self.rate else {})  # fmt: skip
         return [str(selene_bench()), f"flood-{role}", *(f for n, v in numbers.items() for f in (f"--{n}", str(v)))]
 
 

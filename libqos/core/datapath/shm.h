@@ -169,24 +169,23 @@ int qos_shm_reclaim(struct qos_shm_producer *p, uint32_t *index);
 /* Become a member of the ring that the link names: 0, -EPROTO (it is not in the pool), -ENOMEM. */
 int qos_shm_meet(struct qos_shm_consumer *c);
 
-/* What lies in front in the ring for several, if there is one. */
-static inline const struct qos_cast_entry *qos_shm_seek(struct qos_shm_consumer *c)
-{
-    if (!c->cast.ring)
-        return NULL;
-    return qos_cast_seek(&c->cast, &c->link->closed, &c->link->given);
-}
-
-/* What lies in front in both. The first of them to be published is seen if the other is: see cast.h. `ready` as of qos_ring_peek. */
+/* What lies in front in both: the entry in the ring for several, or NULL, and in `ready` what qos_ring_peek says. Whichever was published
+ * first is seen if the other is: see cast.h. */
 static inline const struct qos_cast_entry *qos_shm_look(struct qos_shm_consumer *c, int64_t *ready)
 {
-    if (QOS_UNLIKELY(!c->cast.ring && qos_load_relaxed(&c->link->cast) != 0) && qos_shm_meet(c) < 0) {
-        *ready = -EPROTO;
-        return NULL;
-    }
-    const struct qos_cast_entry *e = qos_shm_seek(c);
     *ready = qos_ring_peek(&c->forward);
-    return e || *ready == 0 ? e : qos_shm_seek(c);
+    if (QOS_LIKELY(!c->cast.ring)) {
+        if (QOS_LIKELY(qos_load_relaxed(&c->link->cast) == 0))
+            return NULL;
+        if (qos_shm_meet(c) < 0) {
+            *ready = -EPROTO;
+            return NULL;
+        }
+    }
+    const struct qos_cast_entry *e = qos_cast_seek(&c->cast, &c->link->closed, &c->link->given);
+    if (e && *ready == 0)
+        *ready = qos_ring_peek(&c->forward);
+    return e;
 }
 
 /* Next message: 1, 0 (nothing), -EPROTO (a slice outside the pool, or a broken index). */
