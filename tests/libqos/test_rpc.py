@@ -296,7 +296,7 @@ def test_refusal_before_the_question_was_sent_is_told(path: Path, monkeypatch: p
 
         thread = threading.Thread(target=refuse)
         thread.start()
-        monkeypatch.setattr(rpc.socket, "socket", Slow)
+        monkeypatch.setattr("libqos.rpc.socket.socket", Slow)
         with pytest.raises(RpcError, match="too many clients") as caught:
             rpc.call(path, {"method": "info"})
         thread.join(10)
