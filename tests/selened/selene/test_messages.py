@@ -295,3 +295,19 @@ def test_counters_can_be_read_by_any_thread_and_after_close(pair: Pair) -> None:
     source.close()
     sink.close()
     assert source.stats().messages == sink.stats().messages == 2
+
+
+def test_many_sources_with_several_sinks_leave_buffers_for_messages(session: selene.Session, until: Until) -> None:
+    """Sinks of one source share a ring, which takes a buffer of 256: not for every source of this session."""
+    stream = session.stream(delivery="reliable")
+    channels = range(1000, 1120)
+    sinks = [[stream.sink(channel=channel) for _ in range(2)] for channel in channels]
+    sources = [stream.source(channel=channel) for channel in channels]
+    until(lambda: all(source.stats().local_sinks == 2 for source in sources), "all sinks")
+    for number in range(3):
+        for source in sources:
+            source.send(bytes([number]) * 40_000)
+        for pair in sinks:
+            for sink in pair:
+                with sink.consume(PATIENCE_S) as message:
+                    assert bytes(message) == bytes([number]) * 40_000

@@ -80,6 +80,9 @@ static void edges_join(struct selene_source *source)
     if (source->edge_count < 2)
         return;
     if (!source->cast.ring) {
+        /* it takes a buffer: where a session has many sources, most are to be left for messages */
+        if (qos_load_relaxed(&source->memory->pool->left) < source->memory->tx_buffers / 4 * 3)
+            return;
         if (qos_cache_borrow(source->cache, QOS_POOL_PAYLOAD, &source->cast_slice) < 0)
             return;
         void *ring = qos_pool_payload(source->memory->pool, source->cast_slice);
