@@ -5,13 +5,15 @@ A target is a file fuzz_NAME.py beside this one, with `test_one_input(data: byte
 an input holds several packets, lines or datagrams, the target counts them in `STEPS[0]`.
 """
 
-import atexit
+import ctypes
 import importlib
 import os
 import sys
 from pathlib import Path
 
 import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore] # .ci/fuzz installs it
+
+KEPT: list[object] = []  # what C calls at the end
 
 
 def main() -> None:
@@ -20,7 +22,12 @@ def main() -> None:
         target = importlib.import_module(f"tests.fuzz.fuzz_{sys.argv[1]}")
     again = f"{sys.executable} -P {' '.join(sys.argv[:2])}"  # for -merge and -jobs libFuzzer starts this
     if steps := getattr(target, "STEPS", None):
-        atexit.register(lambda: print(f"stat::steps: {steps[0]}", file=sys.stderr))
+        # libFuzzer ends the process by exit(3): nothing of Python's own is run then
+        def tell(*_: object) -> None:
+            os.write(2, f"stat::steps: {steps[0]}\n".encode())
+
+        KEPT.append(ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)(tell))
+        ctypes.CDLL(None).on_exit(KEPT[0], None)
     atheris.Setup([again, *sys.argv[2:]], target.test_one_input)
     atheris.Fuzz()
 
