@@ -79,11 +79,13 @@ void qos_cast_leap(struct qos_cast_consumer *c)
 /* All before it is given back. */
 static void settle(struct qos_cast_consumer *c)
 {
-    uint64_t done = c->first != c->last ? c->positions[c->first % QOS_CAST_WINDOW]
-                    : c->alone > 0      ? c->single_from
-                                        : c->at;
-    if (c->first == c->last && c->alone == 0)
+    uint64_t done = c->single_from;
+    if (c->first != c->last) {
+        done = c->positions[c->first % QOS_CAST_WINDOW];
+    } else if (c->alone == 0) {
+        done = c->at;
         c->single = false;
+    }
     if (done != c->done) {
         c->done = done;
         c->dirty = true;

@@ -197,8 +197,8 @@ static inline uint64_t qos_cast_take(struct qos_cast_consumer *c)
     return c->last++;
 }
 
-/* Give one back. What is to be told in the release ring (at most QOS_CAST_UNTOLD + 1 words) is left in `told`; how many. Afterwards, if `dirty`, c->done is to be shown,
- * behind what was told. */
+/* Give one back. What is to be told in the release ring (at most QOS_CAST_UNTOLD + 1 words) is left in `told`; how many. Afterwards, if
+ * `dirty`, c->done is to be shown, behind what was told. */
 uint32_t qos_cast_give_back(struct qos_cast_consumer *c, uint64_t token, uint64_t *told);
 
 #endif

@@ -224,7 +224,7 @@ static uint32_t emit_cast(struct selene_source *source, uint64_t slice, uint64_t
         struct edge_out *edge = source->edges[i];
         if (edge->shm.cast && edge_room(source, edge, slot_bytes, quota))
             members |= 1u << edge->shm.member;
-        /* of the rings' words for one sink those of an earlier message are published first */
+        /* an earlier message may have gone by the sink's own ring: it is seen before this one */
         qos_shm_publish(&edge->shm);
     }
     if ((members & (members - 1)) == 0 || qos_cast_write(&source->cast, slice, second, members) < 0)
@@ -248,9 +248,11 @@ static uint32_t emit_local(struct selene_source *source, uint64_t slice, uint32_
         }
         if (QOS_UNLIKELY(qos_cast_unpublished(&source->cast) && edge->shm.cast))
             qos_cast_publish(&source->cast); /* an earlier message, or this one, which it is not for */
-        int rc = edge_room(source, edge, slot_bytes, quota)
-                     ? qos_shm_write(&edge->shm, slice, size, sequence, slot_bytes, quota)
-                     : -EAGAIN;
+        int rc = qos_shm_write(&edge->shm, slice, size, sequence, slot_bytes, quota);
+        if (QOS_UNLIKELY(rc == -EAGAIN)) {
+            selene_edge_drain(source, edge);
+            rc = qos_shm_write(&edge->shm, slice, size, sequence, slot_bytes, quota);
+        }
         if (QOS_LIKELY(rc == 0)) {
             holders++;
         } else if (rc == -EAGAIN) {
