@@ -6,7 +6,7 @@
 #include "peer.h"
 
 static lunar *moon;
-static const char *out;
+static lunar_publisher *out;
 static sem_t ended;
 
 static void must(int rc, const char *what)
@@ -35,7 +35,7 @@ static void peer_open(void)
     options.stream.wait = peer_spin ? SELENE_WAIT_SPIN : SELENE_WAIT_SLEEP;
     sem_init(&ended, 0, 0);
     must(lunar_open(&moon, &options), "lunar_open");
-    out = peer_asks ? "bench/to" : "bench/back";
+    must(lunar_open_publisher(moon, peer_asks ? "bench/to" : "bench/back", &out), "lunar_open_publisher");
     must(lunar_subscribe(moon, peer_asks ? "bench/back" : "bench/to", on_message, NULL), "lunar_subscribe");
 }
 
@@ -47,12 +47,12 @@ static int fill(void *buffer, uint32_t size, void *arg)
 
 static void peer_send(uint64_t sequence)
 {
-    must(lunar_publish(moon, out, (uint32_t)peer_size, fill, &sequence), "lunar_publish");
+    must(lunar_publish_by(out, (uint32_t)peer_size, fill, &sequence), "lunar_publish_by");
 }
 
 static void peer_flush(void)
 {
-    must(lunar_flush(moon), "lunar_flush");
+    must(lunar_flush_publisher(out), "lunar_flush_publisher");
 }
 
 static void peer_wait(void)
@@ -65,6 +65,7 @@ static void peer_wait(void)
 
 static void peer_close(void)
 {
+    lunar_close_publisher(out);
     lunar_close(moon);
 }
 

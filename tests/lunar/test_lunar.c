@@ -416,6 +416,44 @@ static void test_flush(void)
     check_clean();
 }
 
+static void test_publisher(void)
+{
+    struct received r = {0};
+    lunar_publisher *publisher = NULL, *second = NULL;
+    lunar *moon = opened();
+    CHECK_EQ(lunar_subscribe(moon, "a", keep, &r), 0);
+    CHECK_EQ(lunar_open_publisher(moon, "", &publisher), -EINVAL);
+    CHECK(publisher == NULL && strstr(lunar_last_error(), "1 to 255") != NULL);
+    fake.source = -ENOSPC;
+    CHECK_EQ(lunar_open_publisher(moon, "a", &publisher), -ENOSPC);
+    CHECK(publisher == NULL && strcmp(lunar_last_error(), "selene says so") == 0);
+    lunar_close_publisher(publisher);
+    CHECK_EQ(lunar_open_publisher(moon, "a", &publisher), 0);
+    selene_source *source = fake.last;
+    CHECK_EQ(lunar_publish_by(publisher, 16, say, "x"), 0);
+    CHECK_EQ(lunar_publish_by(publisher, 16, say, "y"), 0);
+    CHECK_EQ(r.count, 2);
+    CHECK_EQ(r.sequence, 1);
+    CHECK(strcmp(r.data, "y") == 0);
+    /* it is one of several on the topic, and flushed by itself */
+    CHECK_EQ(lunar_open_publisher(moon, "a", &second), 0);
+    CHECK_EQ(lunar_publish(moon, "a", 16, say, "z"), 0);
+    CHECK_EQ(fake.opened, 3);
+    CHECK_EQ(lunar_flush(moon), 0);
+    CHECK_EQ(source->flushed, 0);
+    fake.flush = -EIO;
+    CHECK_EQ(lunar_flush_publisher(publisher), -EIO);
+    CHECK_EQ(source->flushed, 1);
+    int result = 17;
+    CHECK_EQ(lunar_publish_by(publisher, 16, refuse, &result), -EMSGSIZE);
+    CHECK_EQ(source->cancelled, 1);
+    CHECK_EQ(source->borrowed, 0);
+    lunar_close_publisher(publisher);
+    lunar_close_publisher(second);
+    lunar_close(moon);
+    check_clean();
+}
+
 static void test_subscriptions(void)
 {
     struct received a = {0}, b = {0};
@@ -560,6 +598,7 @@ int main(void)
     CHECK_RUN(test_publication_is_cancelled);
     CHECK_RUN(test_publication_fails);
     CHECK_RUN(test_flush);
+    CHECK_RUN(test_publisher);
     CHECK_RUN(test_subscriptions);
     CHECK_RUN(test_callback_unsubscribes_itself);
     CHECK_RUN(test_unsubscribed_while_it_is_opened);

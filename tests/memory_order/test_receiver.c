@@ -79,7 +79,7 @@ static void take_from_other(void)
     while (!take(&sinks[1], &p))
         selene_sink_sleep(&sinks[1], UINT64_MAX);
     MODEL_ASSERT(p.item == &items[0] && p.item->wire.count == 1 && p.item->size == sizeof datagram);
-    selene_item_drop(&session, p.item);
+    selene_item_drop(&session, p.item, 1);
 }
 
 static void test_datagram_for_a_follower(void)
@@ -205,7 +205,7 @@ static void setup_slab(void)
 static void read_and_drop(void)
 {
     MODEL_ASSERT(items[0].copy[0] == 0 && slabs[RX_OFFSET] == 0);
-    selene_item_drop(&session, &items[0]);
+    selene_item_drop(&session, &items[0], 1);
 }
 
 static void use_item_again(void)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BATCHES: Final = Path(__file__).resolve().parents[2] / "build/tests/batches"
 COUNT: Final = 400_000
-CLEAN: Final = {"messages": COUNT, "broken": 0, "twice": 0, "lost": 0, "duplicated": 0, "reordered": 0}
+CLEAN: Final = {"messages": COUNT, "broken": 0, "twice": 0, "untimely": 0, "lost": 0, "duplicated": 0, "reordered": 0}
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "../draw.h"
@@ -151,26 +152,49 @@ static void run_source(void)
 
 /* ---- Sink ---- */
 
+/* Messages are kept for a while and given back in any order: several of one datagram, or of many. */
+static void give_back_one(void)
+{
+    uint32_t i = draw(held_count);
+    check(selene_release_buffer(sink, &held[i]), "release");
+    held[i] = held[--held_count];
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
 static void run_sink(void)
 {
     uint8_t *seen = calloc(total, 1);
-    uint64_t broken = 0, twice = 0, got = 0;
+    uint64_t broken = 0, twice = 0, untimely = 0, got = 0, last_ns = 0;
     puts("ready");
     fflush(stdout);
     for (; got < total; got++) {
-        selene_buffer b;
-        if (selene_consume_timeout(sink, 10000000000u, &b) != 1)
+        selene_buffer *b = &held[held_count];
+        if (selene_consume_timeout(sink, 10000000000u, b) != 1)
             break;
-        uint64_t id = read_back(&b);
+        held_count++;
+        uint64_t id = read_back(b), sent_ns = selene_buffer_sent_ns(b);
         broken += id == total;
         twice += id < total && seen[id]++;
-        check(selene_release_buffer(sink, &b), "release");
+        /* emitted one after the other, and before it came; the two read the clock in different ways */
+        untimely += sent_ns < last_ns || sent_ns > now_ns() + 1000000;
+        last_ns = sent_ns;
+        while (held_count == HELD || (held_count > 0 && draw(2)))
+            give_back_one();
     }
+    while (held_count > 0)
+        give_back_one();
     selene_sink_stats s;
     selene_sink_get_stats(sink, &s);
-    printf("{\"messages\":%llu,\"broken\":%llu,\"twice\":%llu,\"lost\":%llu,\"duplicated\":%llu,\"reordered\":%llu}\n",
-           (unsigned long long)got, (unsigned long long)broken, (unsigned long long)twice, (unsigned long long)s.lost,
-           (unsigned long long)s.duplicated, (unsigned long long)s.reordered);
+    printf("{\"messages\":%llu,\"broken\":%llu,\"twice\":%llu,\"untimely\":%llu,\"lost\":%llu,\"duplicated\":%llu,"
+           "\"reordered\":%llu}\n",
+           (unsigned long long)got, (unsigned long long)broken, (unsigned long long)twice, (unsigned long long)untimely,
+           (unsigned long long)s.lost, (unsigned long long)s.duplicated, (unsigned long long)s.reordered);
 }
 
 static void run_guest(void)

@@ -120,6 +120,25 @@ static int add_topic(lunar *m, _Atomic(struct topic *) *chain, const char *name,
     return 0;
 }
 
+static int publish(selene_source *source, uint32_t size, lunar_fill_cb fill, void *arg)
+{
+    selene_buffer buffer;
+    int rc = selene_get_buffer(source, size, 0, &buffer);
+    if (rc < 0)
+        return rc;
+    int used = fill(buffer.data, size, arg);
+    if (used >= 0 && (uint32_t)used <= size) {
+        buffer.size = (uint32_t)used;
+        int64_t token = selene_emit_data(source, &buffer);
+        rc = token < 0 ? (int)token : 0;
+    } else {
+        rc = used < 0 ? used : failed(-EMSGSIZE, "the callback used more than the buffer has");
+    }
+    if (rc < 0 && buffer.data)
+        selene_cancel_buffer(source, &buffer);
+    return rc;
+}
+
 int lunar_publish(lunar *m, const char *name, uint32_t size, lunar_fill_cb fill, void *arg)
 {
     reason = NULL;
@@ -134,21 +153,8 @@ int lunar_publish(lunar *m, const char *name, uint32_t size, lunar_fill_cb fill,
         if (rc < 0)
             return rc;
     }
-    selene_buffer buffer;
     pthread_mutex_lock(&topic->lock);
-    rc = selene_get_buffer(topic->source, size, 0, &buffer);
-    if (rc == 0) {
-        int used = fill(buffer.data, size, arg);
-        if (used >= 0 && (uint32_t)used <= size) {
-            buffer.size = (uint32_t)used;
-            int64_t token = selene_emit_data(topic->source, &buffer);
-            rc = token < 0 ? (int)token : 0;
-        } else {
-            rc = used < 0 ? used : failed(-EMSGSIZE, "the callback used more than the buffer has");
-        }
-        if (rc < 0 && buffer.data)
-            selene_cancel_buffer(topic->source, &buffer);
-    }
+    rc = publish(topic->source, size, fill, arg);
     pthread_mutex_unlock(&topic->lock);
     return rc;
 }
@@ -167,6 +173,35 @@ int lunar_flush(lunar *m)
         }
     }
     return rc;
+}
+
+/* A publisher is a source, and nothing else. */
+int lunar_open_publisher(lunar *m, const char *name, lunar_publisher **publisher)
+{
+    reason = NULL;
+    selene_source *source = NULL;
+    int rc = check_name(name);
+    if (rc == 0)
+        rc = selene_create_named_source(m->stream, name, &source);
+    *publisher = (lunar_publisher *)source;
+    return rc;
+}
+
+int lunar_publish_by(lunar_publisher *publisher, uint32_t size, lunar_fill_cb fill, void *arg)
+{
+    reason = NULL;
+    return publish((selene_source *)publisher, size, fill, arg);
+}
+
+int lunar_flush_publisher(lunar_publisher *publisher)
+{
+    reason = NULL;
+    return selene_flush((selene_source *)publisher);
+}
+
+void lunar_close_publisher(lunar_publisher *publisher)
+{
+    selene_close_source((selene_source *)publisher);
 }
 
 /* ---- Subscribe ---- */

@@ -96,9 +96,21 @@ static int next_local(struct selene_sink *sink, selene_buffer *out)
     return 0;
 }
 
+/* One reference for each message of the datagram that is taken now: with a message one of them is handed out, and comes back for the
+ * next while the datagram is the current one, so that in the usual case no counter is touched that another thread may touch. */
+static void begin_current(struct selene_sink *sink)
+{
+    struct item *item = sink->current.item;
+    sink->current_offset = sink->current_index = 0;
+    sink->spare = item->wire.count > 0 ? item->wire.count : 1;
+    if (sink->spare > 1)
+        qos_add_relaxed(&item->references, sink->spare - 1);
+}
+
 static void finish_current(struct selene_sink *sink)
 {
-    selene_item_drop(sink->session, sink->current.item);
+    if (sink->spare > 0)
+        selene_item_drop(sink->session, sink->current.item, sink->spare);
     sink->current.item = NULL;
 }
 
@@ -110,7 +122,7 @@ void selene_sink_discard(struct selene_sink *sink)
         finish_current(sink);
     while (take(sink, &p)) {
         selene_item_taken(sink->session, p.item);
-        selene_item_drop(sink->session, p.item);
+        selene_item_drop(sink->session, p.item, 1);
     }
 }
 
@@ -122,7 +134,7 @@ static int next_remote(struct selene_sink *sink, selene_buffer *out)
             if (!take(sink, &sink->current))
                 return 0;
             item = sink->current.item;
-            sink->current_offset = sink->current_index = 0;
+            begin_current(sink);
             count(&sink->counters->datagrams, 1);
             if (item->wire.flags & QOS_WIRE_RELIABLE)
                 selene_item_taken(sink->session, item);
@@ -144,11 +156,9 @@ static int next_remote(struct selene_sink *sink, selene_buffer *out)
             continue;
         if (QOS_UNLIKELY(sink->stamps))
             sink->stamps->system_ns = item->arrived_ns;
-        /* with its last message the datagram's own reference is handed on */
+        sink->spare--;
         if (sink->current_index == item->wire.count)
-            sink->current.item = NULL;
-        else
-            qos_add_relaxed(&item->references, 1);
+            finish_current(sink); /* who has its last message keeps it */
         *out = (selene_buffer){.data = (void *)(uintptr_t)payload,
                                .size = length,
                                .sequence = sequence,
@@ -274,7 +284,7 @@ static int consume(struct selene_sink *sink, int flags, uint64_t timeout_ns, sel
     }
     struct selene_session *s = sink->session;
     if (qos_load_acquire(&s->open_batches))
-        (void)selene_flush_session(s, 0);
+        (void)selene_flush_session(s, true);
     uint64_t begin = timeout_ns == UINT64_MAX ? 0 : qos_clock_monotonic_ns(), passed = 0;
     qos_spin_start(&sink->spinner);
     if (sink->spin && !sink->spinner.shared && qos_load_relaxed(&sink->remotes) == 0)
@@ -355,7 +365,11 @@ static int release(struct selene_sink *sink, selene_buffer *buffer, struct edge_
     if (token & FROM_ITEM) {
         if (buffer->token[1] != (uint64_t)(uintptr_t)sink)
             return selene_fail(-EINVAL, "that buffer is another sink's");
-        selene_item_drop(sink->session, (struct item *)(uintptr_t)(token & ~(uint64_t)FROM_ITEM));
+        struct item *item = (struct item *)(uintptr_t)(token & ~(uint64_t)FROM_ITEM);
+        if (item == sink->current.item)
+            sink->spare++;
+        else
+            selene_item_drop(sink->session, item, 1);
     } else {
         struct edge_in *edge = NULL;
         for (uint32_t i = 0; i < sink->edge_count && !edge; i++)

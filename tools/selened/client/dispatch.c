@@ -151,12 +151,14 @@ static int dispatch(struct selene_session *s, uint64_t timeout_ns)
 {
     uint64_t begin = qos_clock_monotonic_ns(), passed = 0;
     qos_spin_start(&s->dispatch_spinner);
-    for (bool last = false;; last = passed >= timeout_ns) {
+    for (bool last = false, flushed = false;; last = passed >= timeout_ns) {
         int n = pass(s);
         if (n > 0 || last || qos_load_acquire(&s->closers) || qos_load_acquire(&s->stop))
             return n;
-        if (qos_load_acquire(&s->open_batches))
-            (void)selene_flush_session(s, 0);
+        /* what the caller and its callbacks have emitted; batches of others stay open when all that comes is credit for them */
+        if (!flushed && qos_load_acquire(&s->open_batches))
+            (void)selene_flush_session(s, true);
+        flushed = true;
         uint64_t left = timeout_ns > passed ? timeout_ns - passed : 0;
         wait_for_any(s, left < SLICE_SLEEP_NS ? left : SLICE_SLEEP_NS);
         passed = qos_clock_monotonic_ns() - begin;

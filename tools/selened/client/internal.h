@@ -34,11 +34,16 @@
 #include "wait.h"
 
 #define SLICE_SLEEP_NS 100000000u /* a sleeper looks round at least every 100 ms */
-#define BATCH_TIMER_NS 20000u     /* a batch leaves at the latest this long after it was opened */
-#define BATCH_CLOSE_NS 15000u     /* a source that goes on emitting sends it itself, before the timer would */
-#define BATCH_LATE_NS 200000u     /* in a flood that its sources keep up themselves, this long at most */
-#define BATCH_LINGER_NS 1000000u  /* the timer stays awake this long after the last batch */
-#define BATCH_IDLE_MAX_NS 2000u   /* emits further apart than this are never batched */
+#define BATCH_CLOSE_NS 15000u     /* a source that goes on emitting sends a batch this long after it was opened */
+#define BATCH_DENSE_NS 60000u     /* one that emits so fast that it pays, up to this long */
+#define BATCH_DENSE_EVERY_NS 500u /* that is, at least a message in this time */
+#define BATCH_DENSE_CLOCK                                                                                              \
+    8u /* and it reads the clock for one message in so many: each time costs 25 ns in a virtual machine */
+#define BATCH_GRACE_NS 5000u /* what its source has not sent by then, the timer does */
+#define BATCH_TIMER_NS (BATCH_CLOSE_NS + BATCH_GRACE_NS)
+#define BATCH_LATE_NS 135000u    /* in a flood that its sources keep up themselves, the timer looks this late at most */
+#define BATCH_LINGER_NS 1000000u /* the timer stays awake this long after the last batch */
+#define BATCH_IDLE_MAX_NS 2000u  /* emits further apart than this are never batched */
 #define EDGE_QUOTA(buffers)                                                                                            \
     ((uint64_t)(buffers) * QOS_POOL_STRIDE / 2) /* what one slow sink may hold of a producer's pool */
 #define RX_SLABS 128
@@ -190,7 +195,10 @@ struct batch {
     uint64_t first;             /* sequence of the first record of the batch */
     uint64_t send_ns;           /* of the open segment's first record */
     _Atomic uint64_t opened_ns; /* 0: closed; its thread looks without the lock */
+    _Atomic uint64_t lasts_ns;  /* how long its source may keep it open */
     uint32_t messages;
+    uint32_t untimed;      /* emits since the clock was read for one */
+    uint64_t newest_ns;    /* time of the last record */
     _Atomic uint32_t cost; /* credit it takes; the timer sends while the source looks */
 };
 
@@ -253,6 +261,7 @@ struct selene_source {
     struct dest relay; /* credit of the relayed path */
     struct batch batch;
     bool closes;        /* it has closed a batch by itself since the timer did */
+    bool dense;         /* messages in the last batch came fast */
     uint64_t *returned; /* what the datapath process is done with, slice and outcome in turn; under relay_lock */
     _Atomic uint32_t returned_count;
     struct selene_source *next_sending; /* under remote_lock: sources credit may come for */
@@ -289,6 +298,7 @@ struct selene_sink {
     struct memory *memory; /* whose page has the counters */
     struct pending current;
     uint32_t current_offset, current_index;
+    uint32_t spare; /* references to the current datagram that go with no message */
     struct selene_counters *counters;
     selene_stamps *stamps; /* NULL: nobody asked */
     /* SPSC: the receiver queues, the sink's thread takes */
@@ -447,8 +457,8 @@ uint8_t *selene_batch_lend(struct selene_source *source, uint32_t size);
 bool selene_batch_emit(struct selene_source *source, const selene_buffer *buffer, uint64_t now);
 void selene_batch_part(struct selene_source *source); /* what is lent is the application's alone from now on */
 void selene_batch_returned(struct selene_source *source);
-/* Send the batches that are at least min_age_ns old; time until the next one is due. session->lock is not held. */
-uint64_t selene_flush_session(struct selene_session *s, uint64_t min_age_ns);
+/* Send all batches, or those that their sources should have sent; time until the next one is due. session->lock is not held. */
+uint64_t selene_flush_session(struct selene_session *s, bool all);
 /* Whether every destination has credit for `size` more bytes of payload. */
 bool selene_has_credit(struct selene_source *source, uint32_t size);
 /* Ask the destinations that hold us up for news, at most once a millisecond. */
@@ -481,7 +491,7 @@ void selene_receiver_take(struct selene_session *s); /* waits for the role, waki
 void selene_receiver_leave(struct selene_session *s);
 void selene_receiver_nudge(struct selene_session *s);
 void selene_next_turn(struct selene_session *s);
-void selene_item_drop(struct selene_session *s, struct item *item);
+void selene_item_drop(struct selene_session *s, struct item *item, uint32_t n); /* n references */
 /* Queue at the sinks of its source; the item has one reference. remote_lock held. */
 void selene_hand_out(struct selene_session *s, struct item *item);
 int selene_receive_init(struct selene_session *s);

@@ -106,10 +106,10 @@ static void give_back(struct selene_session *s, struct memory *m, uint64_t slice
     pthread_mutex_unlock(&s->relay_lock);
 }
 
-void selene_item_drop(struct selene_session *s, struct item *item)
+void selene_item_drop(struct selene_session *s, struct item *item, uint32_t n)
 {
-    /* whoever has the only reference has it alone: nobody can add one */
-    if (qos_load_acquire(&item->references) != 1 && qos_sub_acq_rel(&item->references, 1) > 1)
+    /* whoever has all references has it alone: nobody can add one */
+    if (qos_load_acquire(&item->references) != n && qos_sub_acq_rel(&item->references, n) > n)
         return;
     if (item->slab) {
         qos_sub_acq_rel(&s->slab_references[item->slab - 1], 1);
@@ -136,7 +136,7 @@ void selene_hand_out(struct selene_session *s, struct item *item)
 {
     struct remote *r = item->remote;
     if (r->sinks == 0) { /* they were closed while it was set aside */
-        selene_item_drop(s, item);
+        selene_item_drop(s, item, 1);
         return;
     }
     qos_store_relaxed(&item->references, r->sinks);
@@ -151,7 +151,7 @@ void selene_hand_out(struct selene_session *s, struct item *item)
         } else {
             count(&sink->counters->dropped, item->wire.count);
             selene_item_taken(s, item);
-            selene_item_drop(s, item);
+            selene_item_drop(s, item, 1);
         }
     }
     /* the sinks may be done with the item by now */
@@ -454,7 +454,7 @@ void selene_receive_free(struct selene_session *s)
             for (uint32_t k = 0; k < r->sinks; k++)
                 free(r->inflows[k]);
             for (uint32_t k = 0; k < r->aside_count; k++)
-                selene_item_drop(s, r->aside[k]);
+                selene_item_drop(s, r->aside[k], 1);
             free(r->aside);
             free(r);
         }

@@ -183,7 +183,7 @@ static uint64_t next_look(struct selene_session *s, uint64_t due)
 static uint64_t next_due(struct selene_session *s, uint64_t now)
 {
     if (qos_load_relaxed(&s->timer_awake)) {
-        uint64_t due = selene_flush_session(s, BATCH_TIMER_NS);
+        uint64_t due = selene_flush_session(s, false);
         if (due != UINT64_MAX || qos_clock_stamp_ns() - qos_load_relaxed(&s->last_batch_ns) < BATCH_LINGER_NS)
             return next_look(s, due);
         qos_store_relaxed(&s->timer_awake, 0);

@@ -237,6 +237,7 @@ int selene_flush_locked(struct selene_source *source)
         return 0;
     close_segment(source);
     uint64_t begin = qos_clock_stamp_ns();
+    source->dense = b->messages * (uint64_t)BATCH_DENSE_EVERY_NS >= begin - qos_load_relaxed(&b->opened_ns);
     int rc = send_direct(source, b->data, b->used, b->segment, b->messages, b->cost);
     uint32_t references = 0;
     if (source->relayed) {
@@ -262,6 +263,11 @@ int selene_flush_locked(struct selene_source *source)
     return rc;
 }
 
+static bool batch_old(const struct batch *b, uint64_t now)
+{
+    return now - qos_load_relaxed(&b->opened_ns) >= qos_load_relaxed(&b->lasts_ns);
+}
+
 /* By its own thread, because it is full or old. */
 static void close_batch(struct selene_source *source)
 {
@@ -269,7 +275,7 @@ static void close_batch(struct selene_source *source)
     source->closes = true;
 }
 
-uint64_t selene_flush_session(struct selene_session *s, uint64_t min_age_ns)
+uint64_t selene_flush_session(struct selene_session *s, bool all)
 {
     uint64_t next = UINT64_MAX;
     if (qos_load_acquire(&s->open_batches) == 0)
@@ -280,16 +286,17 @@ uint64_t selene_flush_session(struct selene_session *s, uint64_t min_age_ns)
         uint64_t opened = qos_load_relaxed(&x->batch.opened_ns);
         if (!opened)
             continue;
-        int64_t left = (int64_t)(opened + min_age_ns - now);
-        if (left <= 0) {
-            left = (int64_t)min_age_ns;
+        uint64_t lasts = qos_load_relaxed(&x->batch.lasts_ns) + BATCH_GRACE_NS;
+        int64_t left = (int64_t)(opened + lasts - now);
+        if (all || left <= 0) {
+            left = (int64_t)lasts;
             /* whoever is inside is about to send anyway */
             if (qos_gate_visit(&x->batch_gate)) {
                 (void)selene_flush_locked(x);
-                /* it may just not have had the processor; but the last one it did not close itself either */
-                if (!x->closes)
+                /* it may just not have had the processor, because we have it; but the last one it did not close itself either */
+                if (!all && !x->closes && !x->dense)
                     qos_store_relaxed(&s->flood_since_ns, now);
-                x->closes = false;
+                x->closes &= all;
                 qos_gate_visited(&x->batch_gate);
                 continue;
             }
@@ -299,6 +306,16 @@ uint64_t selene_flush_session(struct selene_session *s, uint64_t min_age_ns)
     }
     pthread_mutex_unlock(&s->lock);
     return next;
+}
+
+/* How long the next batch may stay open. The larger it is, the less of a send each message pays for; where messages come slower than
+ * that matters, all it would do is to let them wait. As with the timer's looks, a flood that has just begun may be over soon. */
+static uint64_t batch_lasts(const struct selene_source *source, uint64_t now)
+{
+    int64_t lasts = (int64_t)(now - qos_load_relaxed(&source->session->flood_since_ns)) / 16;
+    if (!source->dense || lasts < (int64_t)BATCH_CLOSE_NS)
+        return BATCH_CLOSE_NS;
+    return lasts < (int64_t)BATCH_DENSE_NS ? (uint64_t)lasts : BATCH_DENSE_NS;
 }
 
 /* Open a batch for messages of about this size. Equal segments: as many whole records as fit, so that equal messages waste nothing. */
@@ -325,6 +342,7 @@ static int batch_open(struct selene_source *source, uint32_t size, uint64_t now)
         qos_store_relaxed(&s->flood_since_ns, now);
         selene_kick(s);
     }
+    qos_store_relaxed(&b->lasts_ns, batch_lasts(source, now)); /* until here the timer may go by that of the one before */
     return 0;
 }
 
@@ -367,8 +385,10 @@ static int batch_append(struct selene_source *source, const uint8_t *payload, ui
     qos_frame_put_record(to - QOS_WIRE_RECORD, size, delta < UINT32_MAX ? (uint32_t)delta : UINT32_MAX);
     if (payload != to)
         memmove(to, payload, size);
-    memset(to + size, 0, record - QOS_WIRE_RECORD - size);
+    if (record != QOS_WIRE_RECORD + size)
+        memset(to + size, 0, record - QOS_WIRE_RECORD - size);
     b->used = at + record;
+    b->newest_ns = sent_ns;
     b->count++;
     b->messages++;
     source->outcomes[sequence % SELENE_OUTCOMES] = 0;
@@ -424,7 +444,7 @@ bool selene_batch_emit(struct selene_source *source, const selene_buffer *buffer
     qos_gate_enter(&source->batch_gate);
     if (!source->parted && qos_load_relaxed(&source->batch.opened_ns)) {
         ok = batch_append(source, buffer->data, buffer->size, now, source->sequence) == 0;
-        if (now - qos_load_relaxed(&source->batch.opened_ns) >= BATCH_CLOSE_NS)
+        if (batch_old(&source->batch, now))
             close_batch(source);
     }
     qos_gate_leave(&source->batch_gate);
@@ -505,7 +525,7 @@ int selene_transmit(struct selene_source *source, uint64_t slice, uint8_t *paylo
                      batch_open(source, size, source->last_send_ns) == 0
                  ? batch_append(source, payload, size, sent_ns, sequence)
                  : send_alone(source, slice, payload, size, sent_ns, sequence, now);
-    } else if (now - qos_load_relaxed(&b->opened_ns) >= BATCH_CLOSE_NS) {
+    } else if (batch_old(b, now)) {
         close_batch(source);
     }
     qos_gate_leave(&source->batch_gate);
