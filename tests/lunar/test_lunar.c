@@ -119,6 +119,8 @@ int selene_create_named_source(selene_stream *stream, const char *name, selene_s
 
 void selene_close_source(selene_source *source)
 {
+    if (!source)
+        return;
     CHECK_EQ(source->borrowed, 0);
     fake.sources--;
     free(source);

@@ -342,7 +342,8 @@ static int batch_open(struct selene_source *source, uint32_t size, uint64_t now)
         qos_store_relaxed(&s->flood_since_ns, now);
         selene_kick(s);
     }
-    qos_store_relaxed(&b->lasts_ns, batch_lasts(source, now)); /* until here the timer may go by that of the one before */
+    qos_store_relaxed(&b->lasts_ns,
+                      batch_lasts(source, now)); /* until here the timer may go by that of the one before */
     return 0;
 }
 
