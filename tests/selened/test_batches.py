@@ -46,7 +46,7 @@ def client(host: Any, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(process.pid, {cpus[process.pid % len(cpus)]})
     try:
-        if arguments[0] != "source":
+        if arguments[0] not in ("source", "ask"):
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
         yield process
@@ -77,3 +77,25 @@ def test_every_message_of_a_flood_arrives_once_and_whole(hosts: list[Any], guest
         assert counted(sink) == CLEAN
     if guest == "nobody":
         assert sent["datagrams"] < COUNT / 4, "it was a flood"
+
+
+def _wake_ups(process: subprocess.Popen[str], thread: str) -> int:
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        if (task / "comm").read_text().strip() == thread:
+            (line,) = [line for line in (task / "status").read_text().splitlines() if line.startswith("voluntary_ctxt")]
+            return int(line.split()[1])
+    raise AssertionError(f"no thread {thread}")
+
+
+def test_who_answers_in_callbacks_is_no_flood(hosts: list[Any]) -> None:
+    """On one processor a send lasts until the other has run, so that the next one follows it at once. The batch timer sleeps."""
+    here, there = hosts
+    cpu = {min(os.sched_getaffinity(0))}
+    count = COUNT // 20
+    with client(there, "answer") as answer, client(here, "ask", count) as ask:
+        for process in (answer, ask):
+            for thread in os.listdir(f"/proc/{process.pid}/task"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(thread), cpu)
+        assert counted(ask)["answers"] == count
+        assert _wake_ups(answer, "selene-service") < count / 10

@@ -5,11 +5,15 @@
  *   batches source COUNT SEED   emits so many, fast, in every order in which buffers can be borrowed, emitted and cancelled
  *   batches sink COUNT          until it has so many: each has to come once, whole
  *   batches guest               takes what comes, until it is ended
+ *   batches answer              answers each message in a callback, until it is ended
+ *   batches ask COUNT           asks so often, each time in the callback of the answer before
  *
- * Source and sink end with a JSON object of what they have counted.
+ * Source, sink and ask end with a JSON object of what they have counted.
  */
 #include <errno.h>
 #include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -207,13 +211,71 @@ static void run_guest(void)
             check(selene_release_buffer(sink, &b), "release");
 }
 
+/* ---- Questions and answers ---- */
+
+static atomic_bool done;
+
+static void send_one(void)
+{
+    check(selene_send(source, &next_id, sizeof next_id, 0), "send");
+}
+
+static void answer(selene_sink *from, const selene_buffer *b, void *arg)
+{
+    (void)from, (void)arg;
+    memcpy(&next_id, b->data, sizeof next_id);
+    send_one();
+}
+
+static void ask_again(selene_sink *from, const selene_buffer *b, void *arg)
+{
+    (void)from, (void)arg;
+    uint64_t id;
+    memcpy(&id, b->data, sizeof id);
+    if (id == next_id && ++next_id < total)
+        send_one();
+    else
+        atomic_store(&done, true);
+}
+
+static void run_ask(void)
+{
+    send_one();
+    while (!atomic_load(&done))
+        usleep(1000);
+    printf("{\"answers\":%llu}\n", (unsigned long long)next_id);
+}
+
+static void open_both(selene_stream *stream, bool asks)
+{
+    check(selene_create_source(stream, CHANNEL + !asks, &source), "source");
+    check(selene_create_sink(stream, CHANNEL + asks, asks ? ask_again : answer, NULL, &sink), "sink");
+    selene_source_stats s = {0};
+    if (!asks) {
+        puts("ready");
+        fflush(stdout);
+    }
+    while (s.remote_sinks == 0) {
+        selene_buffer b;
+        usleep(1000);
+        check(selene_get_buffer(source, 8, 0, &b), "get_buffer");
+        selene_cancel_buffer(source, &b);
+        selene_source_get_stats(source, &s);
+    }
+    if (asks)
+        run_ask();
+    else
+        for (;;)
+            pause();
+}
+
 int main(int argc, char **argv)
 {
     selene_session *session;
     selene_stream *stream;
     selene_options options;
-    if (argc < 2 || (strcmp(argv[1], "guest") != 0 && argc < 3)) {
-        fputs("usage: batches source COUNT SEED | batches sink COUNT | batches guest\n", stderr);
+    if (argc < 2 || (strcmp(argv[1], "guest") != 0 && strcmp(argv[1], "answer") != 0 && argc < 3)) {
+        fputs("usage: batches source COUNT SEED | sink COUNT | guest | answer | ask COUNT\n", stderr);
         return 2;
     }
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -227,6 +289,8 @@ int main(int argc, char **argv)
     if (strcmp(argv[1], "source") == 0) {
         check(selene_create_source(stream, CHANNEL, &source), "source");
         run_source();
+    } else if (strcmp(argv[1], "ask") == 0 || strcmp(argv[1], "answer") == 0) {
+        open_both(stream, strcmp(argv[1], "ask") == 0);
     } else {
         check(selene_create_sink(stream, CHANNEL, NULL, NULL, &sink), "sink");
         strcmp(argv[1], "sink") == 0 ? run_sink() : run_guest();

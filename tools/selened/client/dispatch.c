@@ -32,6 +32,7 @@ static int run(struct selene_session *s, struct selene_sink *sink, uint64_t gene
     int n = 0;
     while (n < BURST && selene_sink_next(sink, &buffer) == 1) {
         selene_buffer copy = buffer;
+        qos_store_relaxed(&s->consumed, qos_load_relaxed(&s->consumed) + 1);
         sink->callback(sink, &copy, sink->arg);
         n++;
         bool changed = s->sinks_generation != generation;

@@ -277,8 +277,11 @@ static void emitted(struct selene_source *source, selene_buffer *buffer)
 /* Whether the message could go where it was written. */
 static bool emit_in_batch(struct selene_source *source, selene_buffer *buffer, uint64_t now)
 {
-    if (QOS_UNLIKELY(buffer->size > source->lent_size || source->edge_count > 0 || source->stamps ||
-                     !selene_has_credit(source, buffer->size) || !selene_batch_emit(source, buffer, now)))
+    if (QOS_UNLIKELY(buffer->size > source->lent_size || source->edge_count > 0 || source->stamps))
+        return false;
+    if (!selene_batch_has_place(&source->batch, buffer->size) && !selene_has_credit(source, buffer->size))
+        return false;
+    if (QOS_UNLIKELY(!selene_batch_emit(source, buffer, now)))
         return false;
     source->lent = false;
     emitted(source, buffer);

@@ -537,6 +537,12 @@ static inline bool selene_ring_left(const struct selene_session *s, const struct
     return qos_load_relaxed(&ring->head) != qos_load_relaxed(&ring->tail) && qos_load_relaxed(&s->receiving) == 0;
 }
 
+/* Whether a message goes into the datagram that is being filled, which is paid for: credit is counted by datagrams. */
+static inline bool selene_batch_has_place(const struct batch *b, uint32_t size)
+{
+    return b->count > 0 && b->used - b->start + qos_frame_record_size(size) <= b->segment;
+}
+
 /* What a source hands over next leaves this library now. */
 static inline void selene_stamp_handed(struct selene_source *source)
 {
