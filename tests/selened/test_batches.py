@@ -88,7 +88,9 @@ def _wake_ups(process: subprocess.Popen[str], thread: str) -> int:
 
 
 def test_who_answers_in_callbacks_is_no_flood(hosts: list[Any]) -> None:
-    """On one processor a send lasts until the other has run, so that the next one follows it at once. The batch timer sleeps."""
+    """On one processor a send lasts until the other has run, so that the next one follows it at once.
+
+    The batch timer has no part in it."""
     here, there = hosts
     cpu = {min(os.sched_getaffinity(0))}
     count = COUNT // 20
