@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.testbed import plugin as tsn
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -54,6 +56,14 @@ def _perf() -> str | None:
     return _runs("perf", "record", "--quiet", "-e", "cpu-clock", "-C", "0", "-o", "/dev/null", "--", "true")
 
 
+def _tsn() -> str | None:
+    return tsn.why_not(own=False)
+
+
+def _tsn_own() -> str | None:
+    return tsn.why_not(own=True)
+
+
 def _program(name: str) -> Callable[[], str | None]:
     return lambda: None if shutil.which(name) else f"{name} is not installed"
 
@@ -65,6 +75,8 @@ RESOURCES: dict[str, tuple[str, Callable[[], str | None]]] = {
     "rt": ("real-time priorities", _rt),
     "phc": ("a PTP hardware clock, /dev/ptp0", _phc),
     "ipv6": ("IPv6", _ipv6),
+    "tsn": ("a kernel with taprio and etf", _tsn),
+    "tsn_own": ("one with simulated time and a PTP clock", _tsn_own),
     "perf": ("perf, and the right to sample CPUs", _perf),
     "gcc": ("a C compiler", _program("gcc")),
     "pkgconfig": ("pkg-config", _program("pkg-config")),
@@ -94,6 +106,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if unknown := _required() - set(RESOURCES):
         known = ", ".join(RESOURCES)
         raise pytest.UsageError(f"QOS_REQUIRE: unknown {', '.join(sorted(unknown))}; known are {known}")
+    tsn.install(config, _required())
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
