@@ -277,11 +277,10 @@ static void emitted(struct selene_source *source, selene_buffer *buffer)
 /* Whether the message could go where it was written. */
 static bool emit_in_batch(struct selene_source *source, selene_buffer *buffer, uint64_t now)
 {
-    if (QOS_UNLIKELY(buffer->size > source->lent_size || source->edge_count > 0 || source->stamps))
-        return false;
-    if (!selene_batch_has_place(&source->batch, buffer->size) && !selene_has_credit(source, buffer->size))
-        return false;
-    if (QOS_UNLIKELY(!selene_batch_emit(source, buffer, now)))
+    /* Credit is looked at for each message, though it is counted by datagrams: a source that is told of its end only at the next
+     * datagram has no time left to see more come, and sends the batch half full. */
+    if (QOS_UNLIKELY(buffer->size > source->lent_size || source->edge_count > 0 || source->stamps ||
+                     !selene_has_credit(source, buffer->size) || !selene_batch_emit(source, buffer, now)))
         return false;
     source->lent = false;
     emitted(source, buffer);

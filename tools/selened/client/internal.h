@@ -41,7 +41,7 @@
     8u /* and it reads the clock for one message in so many: each time costs 25 ns in a virtual machine */
 #define BATCH_GRACE_NS 5000u /* what its source has not sent by then, the timer does */
 #define BATCH_TIMER_NS (BATCH_CLOSE_NS + BATCH_GRACE_NS)
-#define BATCH_LATE_NS 135000u    /* in a flood that its sources keep up themselves, the timer looks this late at most */
+#define BATCH_LATE_NS 200000u    /* in a flood that its sources keep up themselves, the timer looks this late at most */
 #define BATCH_LINGER_NS 1000000u /* the timer stays awake this long after the last batch */
 #define BATCH_IDLE_MAX_NS 2000u  /* emits further apart than this are never batched */
 #define EDGE_QUOTA(buffers)                                                                                            \
@@ -535,12 +535,6 @@ static inline bool selene_ring_left(const struct selene_session *s, const struct
 {
     const struct qos_ring *ring = m->relay_rx.ring;
     return qos_load_relaxed(&ring->head) != qos_load_relaxed(&ring->tail) && qos_load_relaxed(&s->receiving) == 0;
-}
-
-/* Whether a message goes into the datagram that is being filled, which is paid for: credit is counted by datagrams. */
-static inline bool selene_batch_has_place(const struct batch *b, uint32_t size)
-{
-    return b->count > 0 && b->used - b->start + qos_frame_record_size(size) <= b->segment;
 }
 
 /* What a source hands over next leaves this library now. */
