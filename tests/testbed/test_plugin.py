@@ -66,7 +66,17 @@ def outcomes(folder: Path, environment: Mapping[str, str]) -> tuple[dict[str, st
     """What became of each of TESTS, and what pytest printed."""
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_some.py").write_text(TESTS)
-    command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", folder, "--junitxml=junit"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(folder),
+        "--junitxml=junit",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(
         [*command, "-rs"], cwd=folder, env=environment, capture_output=True, text=True, timeout=55, check=False
