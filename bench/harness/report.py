@@ -173,7 +173,7 @@ def draw_sizes(findings: Sequence[Findings], file: Path) -> bool:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     panels: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for f in findings:
@@ -196,6 +196,8 @@ def draw_sizes(findings: Sequence[Findings], file: Path) -> bool:
         axis.set_xscale("log", base=2)
         axis.set_title(f"{bench}: {metric}", fontsize=9)
         axis.set_xlabel("message size, bytes", fontsize=8)
+        axis.set_ylabel(next(iter(series.values()))[0]["unit"], fontsize=8)
+        axis.yaxis.set_major_formatter(ticker.EngFormatter())
         axis.legend(fontsize=6)
         axis.grid(alpha=0.3)
     figure.tight_layout()
