@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_ENTRIES: Final = 400  # of a list: two have to fit into the 32 KiB in which the kernel shows them
 MAX_INTERVAL_NS: Final = (1 << 32) - 1
+MAX_CYCLE_NS: Final = (1 << 31) - 1
 MAX_SDU_BYTES: Final = 65535
 CLOCK_TAI: Final = 11
 COMMANDS: Final = {0: "set gates", 1: "set and hold MAC", 2: "set and release MAC"}
@@ -110,6 +111,8 @@ def _check_entries(parameters: Mapping[str, Any], classes: int | None) -> None:
     cycle = parameters.get("cycle_time", 0) or total
     if total > cycle:
         raise _refuse("cycle_time", f"{cycle} ns, less than the {total} ns of all intervals", f"{total} ns or more")
+    if cycle > MAX_CYCLE_NS:
+        raise _refuse("cycle_time", f"{cycle} ns", f"{MAX_CYCLE_NS} ns at most")
     extension = parameters.get("cycle_time_extension", 0)
     if not 0 <= extension <= cycle:
         raise _refuse("cycle_time_extension", f"{extension} ns", f"0 to the cycle time, {cycle} ns")
@@ -117,7 +120,8 @@ def _check_entries(parameters: Mapping[str, Any], classes: int | None) -> None:
         raise _refuse("base_time", parameters["base_time"], "0 or more, ns since 1970 of the schedule's clock")
 
 
-# A word of what the kernel says: the parameter, and what to do. The first that is found counts.
+# A word of what the kernel says (Linux 6.12; earlier ones are silent about some): the parameter, and what to do. The first
+# that is found counts.
 _SAYINGS: Final = (
     ("Multi-queue device is required", "the interface has one transmit queue: ethtool -L (cards), numtxqueues (veth)"),
     ("greater than number of HW queues", "num_tc is larger than the number of transmit queues of the interface"),
@@ -127,6 +131,8 @@ _SAYINGS: Final = (
     ("No queues for TC", "queues give a class none"),
     ("at least one entry", "sched_entries is empty"),
     ("Invalid interval", "an interval in sched_entries is shorter than the shortest frame at the link's speed"),
+    ("'cycle_time' is too big", "cycle_time is longer than 2147483647 ns"),
+    ("integer out of range", "cycle_time or cycle_time_extension is not 0 to 2147483647 ns"),
     ("mutually exclusive", "flags ask for txtime-assist and full offload at once"),
     ("cannot be specified for full offload", "clockid is not accepted with full offload: the device has its own clock"),
     ("Invalid 'clockid'", "clockid is not one that the kernel takes; CLOCK_TAI is 11"),

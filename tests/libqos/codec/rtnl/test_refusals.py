@@ -52,6 +52,8 @@ def test_a_change_of_the_list_alone() -> None:
         ({"sched_entries": []}, "sched_entries: found 0 entries, accepted 1 to 400"),
         ({"sched_entries": [(1, 5)] * 401}, "sched_entries: found 401 entries"),
         ({"cycle_time": 599_999}, "cycle_time: found 599999 ns, less than the 600000 ns of all intervals"),
+        ({"cycle_time": 1 << 31}, "cycle_time: found 2147483648 ns, accepted 2147483647 ns at most"),
+        ({"sched_entries": [(1, 1 << 30)] * 2}, "cycle_time: found 2147483648 ns"),
         ({"cycle_time_extension": 600_001}, "cycle_time_extension: found 600001 ns, accepted 0 to the cycle time"),
         ({"base_time": -1}, "base_time: found -1"),
         ({"num_tc": 5}, r"num_tc: found 5, accepted 1 to 4 traffic classes, as many as .* transmit queues \(4\)"),
