@@ -120,8 +120,8 @@ def _check_entries(parameters: Mapping[str, Any], classes: int | None) -> None:
         raise _refuse("base_time", parameters["base_time"], "0 or more, ns since 1970 of the schedule's clock")
 
 
-# A word of what the kernel says (Linux 6.12; earlier ones are silent about some): the parameter, and what to do. The first
-# that is found counts.
+# A word of what the kernel says (Linux 6.12; earlier ones are silent about some): the parameter, and what to do. The
+# first that is found counts.
 _SAYINGS: Final = (
     ("Multi-queue device is required", "the interface has one transmit queue: ethtool -L (cards), numtxqueues (veth)"),
     ("greater than number of HW queues", "num_tc is larger than the number of transmit queues of the interface"),

@@ -14,6 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from libqos.codec.rtnl import register
 from libqos.codec.rtnl.refusals import MAX_ENTRIES, explain
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.tsn_kernel(own=True)
 
 FAR: Final = 2_000_000_000 * 10**9
-ROOT: Final = 0xFFFFFFFF
 SCHEDULE: Final[dict[str, Any]] = {
     "num_tc": 3,
     "map": [2, 2, 1, 0],
@@ -46,8 +46,10 @@ class Port:
     def set(self, kind: str, handle: Any = "100:", command: str = "replace", **parameters: Any) -> None:
         self.ip.tc(command, kind, self.index, handle, **parameters)
 
-    def clear(self) -> None:
-        self.ip.tc("del", None, self.index, "100:", parent=ROOT)
+    def start(self, **schedule: Any) -> None:
+        """Set a schedule and wait until it is the operational one: at the end of a cycle."""
+        self.set("taprio", **schedule)
+        wait_until(lambda: self.of("taprio").get_attr("TCA_TAPRIO_ATTR_SCHED_ENTRY_LIST"), "the schedule's beginning")
 
     def of(self, kind: str) -> Any:
         """Options of the queueing discipline of that kind, as the plug-in reads them back."""
@@ -80,7 +82,7 @@ def entries(schedule: Any) -> list[tuple[int, int, int]]:
 
 class TestTaprio:
     def test_a_schedule_is_read_back_as_it_was_set(self, port: Port) -> None:
-        port.set("taprio", **SCHEDULE, cycle_time=1_100_000, cycle_time_extension=5000, max_sdu=[0, 500])
+        port.start(**SCHEDULE, cycle_time=1_100_000, cycle_time_extension=5000, max_sdu=[0, 500])
         options = port.of("taprio")
         assert entries(options) == [(0, 1, 300_000), (0, 2, 300_000), (0, 4, 400_000)]
         assert options.get_attr("TCA_TAPRIO_ATTR_SCHED_BASE_TIME") == 1_000_000_000
@@ -97,7 +99,7 @@ class TestTaprio:
         assert sizes[1] == 500
 
     def test_tc_reads_the_same(self, port: Port) -> None:
-        port.set("taprio", **SCHEDULE, cycle_time=1_100_000)
+        port.start(**SCHEDULE, cycle_time=1_100_000)
         told = port.by_tc("taprio")
         assert told["clockid"] == "TAI"
         assert (told["base_time"], told["cycle_time"]) == (1_000_000_000, 1_100_000)
@@ -106,7 +108,7 @@ class TestTaprio:
         ]  # fmt: skip
 
     def test_a_change_waits_for_its_base_time(self, port: Port) -> None:
-        port.set("taprio", **SCHEDULE)
+        port.start(**SCHEDULE)
         port.set("taprio", command="change", clockid=11, base_time=FAR, sched_entries=[(0x7, 500_000)])
         options = port.of("taprio")
         assert entries(options) == [(0, 1, 300_000), (0, 2, 300_000), (0, 4, 400_000)]
@@ -124,7 +126,7 @@ class TestTaprio:
         # a microsecond each would be more interrupts than this kernel can take
         many = [(1 << index % 3, 1_000_000 + index) for index in range(MAX_ENTRIES)]
         more = [(1 << index % 2, 2_000_000 + index) for index in range(MAX_ENTRIES)]
-        port.set("taprio", **{**SCHEDULE, "sched_entries": many})
+        port.start(**{**SCHEDULE, "sched_entries": many})
         port.set("taprio", command="change", clockid=11, base_time=FAR, sched_entries=more)
         options = port.of("taprio")
         assert entries(options) == [(0, mask, interval) for mask, interval in many]
@@ -209,7 +211,7 @@ def test_an_interface_with_one_queue(port: Port) -> None:
     [({"map": [0, 0, 0]}, "map and queues cannot be changed"), ({"clockid": 0}, "clockid cannot be changed")],
 )
 def test_what_cannot_be_changed_while_it_runs(port: Port, changes: dict[str, Any], words: str) -> None:
-    port.set("taprio", **SCHEDULE)
+    port.start(**SCHEDULE)
     with pytest.raises(NetlinkError) as refused:
         port.set("taprio", command="change", **{**SCHEDULE, **changes})
     assert words in str(explain("taprio", port.name, *refused.value.args))
