@@ -58,7 +58,6 @@ class Kernel:
     path: Path
     simulated_time: bool
     ptp_clock: bool
-    rdma: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,6 @@ def _built_with(path: Path) -> Kernel:
         path,
         simulated_time="CONFIG_UML_TIME_TRAVEL_SUPPORT" in options,
         ptp_clock={"CONFIG_NETDEVSIM", "CONFIG_PTP_1588_CLOCK_MOCK"} <= options,
-        rdma="CONFIG_RDMA_RXE" in options,
     )
 
 
@@ -141,10 +139,9 @@ if [ -d /usr/lib/uml/modules/$K ]; then
     {modprobe} -q -a -d /run/modules {modules}
 fi
 $B mount -t overlay -o lowerdir=/,upperdir=/run/upper,workdir=/run/work overlay $N || $B poweroff -f
-for kind in proc sysfs devtmpfs; do
-    case $kind in proc) at=proc;; sysfs) at=sys;; *) at=dev;; esac
-    $B mount -t $kind $kind $N/$at
-done
+$B mount -t proc proc $N/proc
+$B mount -t sysfs sys $N/sys
+$B mount -t devtmpfs dev $N/dev
 $B mount -t tmpfs run $N/run
 $B mkdir -p $N/run/netns $N/dev/pts $N/dev/shm
 $B mount -t devpts devpts $N/dev/pts
@@ -258,7 +255,7 @@ def processes_of(runner: int) -> list[int]:
 
 def _sweep() -> None:
     """Remove what those have left who were killed."""
-    for folder in Path("/var/tmp").glob("qos-tsn-*-*"):
+    for folder in Path("/var/tmp").glob("qos-tsn-[0-9]*-*"):
         runner = int(folder.name.split("-")[2])
         if Path(f"/proc/{runner}").exists():
             continue

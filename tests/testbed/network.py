@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
     from types import TracebackType
 
 
@@ -143,9 +143,8 @@ class Network:
         self.close()
 
 
-def netdevsim(sys_bus: Path, number: int, *, ports: int = 1, queues: int = 4) -> list[str]:
-    """Make a simulated network card with a PTP clock (kernel of the project's own); the names of its interfaces.
-
-    `sys_bus` is /sys/bus/netdevsim."""
-    (sys_bus / "new_device").write_text(f"{number} {ports} {queues}")
-    return sorted(path.name for path in (sys_bus / f"devices/netdevsim{number}/net").iterdir())
+def netdevsim(number: int, *, ports: int = 1, queues: int = 4) -> list[str]:
+    """Make a simulated network card with a PTP clock (kernel of the project's own); the names of its interfaces."""
+    bus = Path("/sys/bus/netdevsim")
+    (bus / "new_device").write_text(f"{number} {ports} {queues}")
+    return sorted(path.name for path in (bus / f"devices/netdevsim{number}/net").iterdir())

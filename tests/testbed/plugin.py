@@ -105,14 +105,15 @@ class Guests:
             ]  # fmt: skip
             environment = {**os.environ, INSIDE: "1", REPORTS: f"{folder}/reports", "PYTHONDONTWRITEBYTECODE": "1"}
             output = ""
+            timeout = TIMEOUT_S / (kernel.TRIES_SIMULATED if simulated else 1)
             try:
                 done = kernel.run(
-                    command, simulated_time=simulated, writable=[folder], timeout=TIMEOUT_S, environment=environment,
+                    command, simulated_time=simulated, writable=[folder], timeout=timeout, environment=environment,
                     folder=first.config.rootpath, retried=self._retried,
                 )  # fmt: skip
                 output = (done.stdout + done.stderr).decode(errors="replace")
                 if done.returncode == kernel.TIMED_OUT:
-                    output += f"\nnot done after {TIMEOUT_S:g} s"
+                    output += f"\nnot done after {timeout:g} s"
             except kernel.KernelError as error:
                 output = str(error)
             self._read(first.config, Path(folder, "reports"))

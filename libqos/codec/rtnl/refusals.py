@@ -22,10 +22,9 @@ MAX_ENTRIES: Final = 400  # of a list: two have to fit into the 32 KiB in which 
 MAX_INTERVAL_NS: Final = (1 << 32) - 1
 MAX_CYCLE_NS: Final = (1 << 31) - 1
 MAX_SDU_BYTES: Final = 65535
-CLOCK_TAI: Final = 11
+MAX_QUEUES: Final = 65535
+CLOCK_TAI: Final = 11  # Linux takes others too, but etf below, and every PTP domain, count in TAI
 COMMANDS: Final = {0: "set gates", 1: "set and hold MAC", 2: "set and release MAC"}
-# Linux takes the wall clock and boot time too, but etf below, and every PTP domain, count in TAI.
-_CLOCKS: Final = (CLOCK_TAI,)
 
 
 class RefusedError(QosError):
@@ -46,7 +45,7 @@ def check_taprio(parameters: Mapping[str, Any], *, tx_queues: int | None = None)
     clock = parameters.get("clockid")
     if flags & FLAG_FULL_OFFLOAD and clock is not None:
         raise _refuse("clockid", clock, "none with full offload: the device has its own clock")
-    if not flags & FLAG_FULL_OFFLOAD and clock not in _CLOCKS:
+    if not flags & FLAG_FULL_OFFLOAD and clock != CLOCK_TAI:
         raise _refuse("clockid", "none" if clock is None else clock, f"{CLOCK_TAI} (CLOCK_TAI)")
     delay = parameters.get("txtime_delay", 0)
     if delay and not flags & FLAG_TXTIME_ASSIST:
@@ -82,8 +81,8 @@ def _check_classes(
     for index, (count, offset) in enumerate(queues):
         if count < 1:
             raise _refuse(f"queues[{index}]", f"{count} queues", "one or more")
-        if offset < 0 or (tx_queues is not None and offset + count > tx_queues):
-            accepted = f"within the {tx_queues} that the interface has" if tx_queues else "from 0 on"
+        if offset < 0 or offset + count > (tx_queues or MAX_QUEUES):
+            accepted = f"within the {tx_queues} that the interface has" if tx_queues else f"within {MAX_QUEUES}"
             raise _refuse(f"queues[{index}]", f"{count}@{offset}", accepted)
         for queue in range(offset, offset + count):
             if queue in taken:

@@ -11,8 +11,8 @@
  * Source, sink and ask end with a JSON object of what they have counted.
  */
 #include <errno.h>
+#include <semaphore.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -213,7 +213,7 @@ static void run_guest(void)
 
 /* ---- Questions and answers ---- */
 
-static atomic_bool done;
+static sem_t done;
 
 static void send_one(void)
 {
@@ -235,14 +235,15 @@ static void ask_again(selene_sink *from, const selene_buffer *b, void *arg)
     if (id == next_id && ++next_id < total)
         send_one();
     else
-        atomic_store(&done, true);
+        sem_post(&done);
 }
 
 static void run_ask(void)
 {
+    sem_init(&done, 0, 0);
     send_one();
-    while (!atomic_load(&done))
-        usleep(1000);
+    while (sem_wait(&done) < 0)
+        continue;
     printf("{\"answers\":%llu}\n", (unsigned long long)next_id);
 }
 

@@ -277,8 +277,8 @@ static void emitted(struct selene_source *source, selene_buffer *buffer)
 /* Whether the message could go where it was written. */
 static bool emit_in_batch(struct selene_source *source, selene_buffer *buffer, uint64_t now)
 {
-    /* Credit is looked at for each message, though it is counted by datagrams: a source that is told of its end only at the next
-     * datagram has no time left to see more come, and sends the batch half full. */
+    /* Credit for each message, though it is counted by datagrams: looking only at the first of each left batches of 4 KB messages
+     * half empty when it was measured. */
     if (QOS_UNLIKELY(buffer->size > source->lent_size || source->edge_count > 0 || source->stamps ||
                      !selene_has_credit(source, buffer->size) || !selene_batch_emit(source, buffer, now)))
         return false;

@@ -79,6 +79,11 @@ def test_what_cannot_work(changes: dict[str, Any], words: str) -> None:
     assert refused.value.exit_code == 2
 
 
+def test_queues_beyond_all_interfaces() -> None:
+    with pytest.raises(RefusedError, match=r"queues\[1\]: found 1000000000@1, accepted within 65535"):
+        check_taprio({**GOOD, "queues": [(1, 0), (10**9, 1)]})
+
+
 def test_one_queue_is_not_enough() -> None:
     with pytest.raises(RefusedError, match=r"one transmit queue, accepted two or more: ethtool -L .*numtxqueues"):
         check_taprio(GOOD, tx_queues=1)
