@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw what bench/profile found: a picture for each row, as PNG and as SVG.
 
-``cd bench && python -m harness.profile_plot DIR`` draws it again. Needs matplotlib, which is imported only here.
+``cd bench && python -m harness.profile_plot DIR`` draws it again; ``python -m harness.profile_plot PICTURE DIR...`` draws what
+each CPU did in all rows of several folders, side by side. Needs matplotlib, which is imported only here.
 """
 
 import json
@@ -116,15 +117,55 @@ def draw_row(row: str, records: list[Record], environment: Record, folder: Path)
     return files
 
 
-def draw(folder: Path) -> list[Path]:
-    """Draw every row in ``folder``/profile.jsonl, and return the pictures; raises ImportError without matplotlib."""
+def _read(folder: Path) -> tuple[Record, dict[str, list[Record]]]:
+    """The environment, and the records of each row."""
     environment, *records = [json.loads(line) for line in (folder / "profile.jsonl").read_text().splitlines()]
     rows = dict.fromkeys(record["row"] for record in records)
-    return [
-        file for row in rows for file in draw_row(row, [r for r in records if r["row"] == row], environment, folder)
+    return environment, {row: [r for r in records if r["row"] == row] for row in rows}
+
+
+def draw(folder: Path) -> list[Path]:
+    """Draw every row in ``folder``/profile.jsonl, and return the pictures; raises ImportError without matplotlib."""
+    environment, rows = _read(folder)
+    return [file for row, records in rows.items() for file in draw_row(row, records, environment, folder)]
+
+
+def draw_together(picture: Path, folders: list[Path]) -> None:
+    """Draw what each CPU did in every row of ``folders`` into one picture; raises ImportError without matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import patches, pyplot
+
+    rows = [
+        (f"{environment['bench']}\n{row}", records)
+        for environment, of_folder in map(_read, folders)
+        for row, records in of_folder.items()
     ]
+    wide = min(5, len(rows))
+    high = -(-len(rows) // wide)
+    figure, axes = pyplot.subplots(high, wide, figsize=(3.6 * wide, 3.9 * high + 0.8), squeeze=False)
+    for axis in axes.flat[len(rows) :]:
+        axis.set_visible(False)
+    for axis, (title, records) in zip(axes.flat, rows, strict=False):
+        _columns(
+            axis,
+            [r for r in records if r["kind"] == "share"],
+            {r["side"]: r for r in records if r["kind"] == "profile"},
+        )
+        axis.set_title(title, fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    present = [group for group in GROUPS if any(r.get("group") == group for _, records in rows for r in records)]
+    figure.legend(handles=[patches.Patch(color=COLOURS[group], label=GROUPS[group]) for group in present],
+                  loc="lower center", ncols=6, fontsize=9, frameon=False)  # fmt: skip
+    figure.tight_layout(rect=(0, 0.7 / (3.9 * high + 0.8), 1, 1))
+    figure.savefig(picture, dpi=90)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":
-    for picture in draw(Path(sys.argv[1])):
-        print(picture)
+    if len(sys.argv) > 2:
+        draw_together(Path(sys.argv[1]), [Path(folder) for folder in sys.argv[2:]])
+    else:
+        for file in draw(Path(sys.argv[1])):
+            print(file)

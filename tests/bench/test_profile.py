@@ -191,6 +191,9 @@ def test_a_row_end_to_end(tmp_path: Path) -> None:
     assert any(";measure;selene_emit;" in line for line in stacks_of)
     assert (tmp_path / f"{row}.svg").read_text().startswith("<?xml")
     assert (tmp_path / f"{row}.png").stat().st_size > 0
+    command = [sys.executable, "-m", "harness.profile_plot", str(tmp_path / "all.png"), str(tmp_path), str(tmp_path)]
+    subprocess.run(command, cwd=BENCH, check=True)
+    assert (tmp_path / "all.png").stat().st_size > 0
 
 
 @pytest.mark.needs_perf
