@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from libqos import cli
+from libqos import cli, output
 from libqos.samples import Statistics
-from libqos.telemetry import SUMMARY_KEYS, Reader, TelemetryError, Writer
+from libqos.telemetry import SUMMARY_KEYS, Reader, TelemetryError
 
 
 def _duration(_: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -62,7 +62,7 @@ def stat(
         metrics=tuple(name.removesuffix("_ns") for name in metrics), by=by, deadline_ns=deadline_ns,
         period_ns=period_ns, bounded=follow,
     )  # fmt: skip
-    writer = _writer(output_format)
+    writer = output.writer(output_format)
     try:
         _read(files or ("-",), statistics, writer, interval_s if follow else None)
     except KeyboardInterrupt:
@@ -74,14 +74,6 @@ def stat(
     if not statistics.samples:
         raise _no_samples(statistics, files)
     return cli.OK
-
-
-def _writer(output_format: str) -> Any:
-    if output_format == "json":
-        return Writer()
-    from libqos.table import TableWriter
-
-    return TableWriter()
 
 
 def _print(statistics: Statistics, writer: Any) -> None:

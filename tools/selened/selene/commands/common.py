@@ -1,23 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the subcommands share: where the daemon is, and how records are printed."""
+"""What the subcommands share: where the daemon is, and what it answers."""
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from libqos import cli
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable
 
 F = TypeVar("F", bound="Callable[..., Any]")
-
-
-class Writer(Protocol):
-    """What prints a record."""
-
-    def write(self, record: Mapping[str, object]) -> None: ...
 
 
 def options(function: F) -> F:
@@ -38,34 +32,3 @@ def ask(socket_path: str, method: str, timeout: float = 2.0, **params: object) -
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise rpc.RpcError("bad-reply", f"{socket_path}: the answer is no list of records")
     return records
-
-
-def writer(output_format: str) -> Writer:
-    """What prints records in the format that was asked for."""
-    if output_format == "table":
-        from libqos.table import TableWriter
-
-        return TableWriter()
-    from libqos import telemetry
-
-    return telemetry.Writer()
-
-
-def show(records: Iterable[Mapping[str, object]], output_format: str) -> None:
-    """Print records; in a table those of one kind stand together under a title."""
-    target = writer(output_format)
-    if output_format != "table":
-        for record in records:
-            target.write(record)
-        return
-    import click
-
-    kind = None
-    for record in sorted(records, key=lambda item: str(item["kind"])):
-        if record["kind"] != kind:
-            if kind is not None:
-                click.echo()
-            kind = record["kind"]
-            click.echo(f"[{kind}]")
-            target = writer(output_format)
-        target.write(record)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from libqos import cli
+from libqos import cli, output
 from selene.commands import common
 
 
@@ -34,7 +34,7 @@ def command(
     records = common.ask(socket_path, "explain", **params)
     if output_format == "table":
         records = [row for record in records for row in _for_person(record)]
-    common.show(records, output_format)
+    output.show(records, output_format)
 
 
 def _for_person(record: dict[str, Any]) -> list[dict[str, Any]]:

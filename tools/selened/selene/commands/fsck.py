@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from libqos import cli
+from libqos import cli, output
 from selene.commands import common
 
 
@@ -29,6 +29,6 @@ def command(looks: int, interval_s: float, socket_path: str, output_format: str)
     status 1 if something is wrong: `problems` says what.
     """
     records = common.ask(socket_path, "fsck", looks * interval_s + 10, looks=looks, interval_s=interval_s)
-    common.show(records, output_format)
+    output.show(records, output_format)
     if not records[-1]["ok"]:
         click.get_current_context().exit(1)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from libqos import cli
+from libqos import cli, output
 from selene.commands import common
 
 KINDS: Final = ["daemon", "discovery", "peer", "session", "stream", "source", "sink"]
@@ -27,7 +27,7 @@ def command(kind: str | None, socket_path: str, output_format: str) -> None:
         records = [record for record in records if record["kind"] == kind]
     if output_format == "table":
         records = [_for_person(record) for record in records]
-    common.show(records, output_format)
+    output.show(records, output_format)
 
 
 def _for_person(record: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import selene
-from libqos import cli
-from selene.commands import common, perf_run
+from libqos import cli, output
+from selene.commands import perf_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +86,7 @@ def throughput(role: str, messages: int, size_bytes: int, elapsed_ns: int, **mor
 def send(plan: Plan) -> int:
     """Send what the plan says, as soon as a sink is there."""
     run_id = os.urandom(8).hex()
-    writer = common.writer(plan.output_format)
+    writer = output.writer(plan.output_format)
     with (
         perf_run.open_session(plan, "source") as session,
         perf_run.open_stream(plan, session) as stream,
@@ -181,7 +181,7 @@ class Receiver:
     def run(self) -> int:
         """Wait for a source, receive, and print the record, also when interrupted."""
         plan = self._plan
-        writer = common.writer(plan.output_format)
+        writer = output.writer(plan.output_format)
         with (
             perf_run.open_session(plan, "sink") as session,
             perf_run.open_stream(plan, session) as stream,

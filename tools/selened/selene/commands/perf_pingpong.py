@@ -16,8 +16,8 @@ from array import array
 from typing import TYPE_CHECKING, Final
 
 import selene
-from libqos import cli, telemetry
-from selene.commands import common, perf_breakdown, perf_run
+from libqos import cli, output, telemetry
+from selene.commands import perf_breakdown, perf_run
 from selene.commands.perf_breakdown import Trip
 
 if TYPE_CHECKING:
@@ -88,12 +88,12 @@ class Client:
         self._unwritten: list[Trip] = []
         self._before = (-2, 0)  # number and arrival of the sample written last
         self._arrived_ns = 0
-        self._writer: common.Writer | None = None
+        self._writer: output.Writer | None = None
 
     def run(self) -> int:
         """Measure, and print what was measured, also when interrupted."""
         plan = self._plan
-        self._writer = common.writer(plan.output_format)
+        self._writer = output.writer(plan.output_format)
         with (
             perf_run.open_session(plan, "client") as session,
             perf_run.open_stream(plan, session) as stream,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from libqos import cli
+from libqos import cli, output
 from selene.commands import common
 
 
@@ -22,10 +22,10 @@ def command(follow: bool, interval_s: float, socket_path: str, output_format: st
     session it relays for, one per source and sink. The last are kept by the client itself.
     """
     if not follow:
-        common.show(common.ask(socket_path, "stats"), output_format)
+        output.show(common.ask(socket_path, "stats"), output_format)
         return
     from libqos import paths, rpc
 
     request = {"method": "follow", "params": {"interval_s": interval_s}}
     for records in rpc.stream(paths.status_socket(socket_path), request, timeout=interval_s + 5):
-        common.show(records, output_format)
+        output.show(records, output_format)
