@@ -77,17 +77,16 @@ def _check_classes(
             raise _refuse(f"map[{priority}]", f"class {of}", f"0 to {classes - 1} (num_tc is {classes})")
     if len(queues) != classes:
         raise _refuse("queues", f"those of {len(queues)} classes", f"count and offset of each of {classes} (num_tc)")
-    taken: dict[int, int] = {}
+    free = 0
     for index, (count, offset) in enumerate(queues):
         if count < 1:
             raise _refuse(f"queues[{index}]", f"{count} queues", "one or more")
         if offset < 0 or offset + count > (tx_queues or MAX_QUEUES):
             accepted = f"within the {tx_queues} that the interface has" if tx_queues else f"within {MAX_QUEUES}"
             raise _refuse(f"queues[{index}]", f"{count}@{offset}", accepted)
-        for queue in range(offset, offset + count):
-            if queue in taken:
-                raise _refuse(f"queues[{index}]", f"queue {queue}, which class {taken[queue]} has", "each queue once")
-            taken[queue] = index
+        if offset < free:  # Linux compares with the next classes only, so that it takes no other order
+            raise _refuse(f"queues[{index}]", f"offset {offset}", f"{free} or more: each queue once, ascending")
+        free = offset + count
 
 
 def _check_entries(parameters: Mapping[str, Any], classes: int | None) -> None:
@@ -126,7 +125,7 @@ _SAYINGS: Final = (
     ("greater than number of HW queues", "num_tc is larger than the number of transmit queues of the interface"),
     ("Invalid traffic class in priority", "map names a traffic class that is not below num_tc"),
     ("exceed the", "queues go beyond the transmit queues of the interface"),
-    ("overlap with", "queues give one transmit queue to two classes"),
+    ("overlap", "queues give one transmit queue to two classes, or do not ascend"),
     ("No queues for TC", "queues give a class none"),
     ("at least one entry", "sched_entries is empty"),
     ("Invalid interval", "an interval in sched_entries is shorter than the shortest frame at the link's speed"),

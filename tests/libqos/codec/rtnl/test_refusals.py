@@ -30,7 +30,7 @@ GOOD: Final[dict[str, Any]] = {
         {"flags": 2, "clockid": None},
         {"sched_entries": [(2, 0x3, 1)], "max_sdu": [0, 1500]},
         {"queues": [(2, 0), (2, 2)]},
-        {"queues": [(1, 3), (3, 0)], "map": [1] * 16},
+        {"queues": [(1, 0), (1, 3)], "map": [1] * 16},
     ],
 )
 def test_what_can_work(changes: dict[str, Any]) -> None:
@@ -63,7 +63,8 @@ def test_a_change_of_the_list_alone() -> None:
         ({"queues": [(1, 0)]}, "queues: found those of 1 classes"),
         ({"queues": [(1, 0), (0, 1)]}, r"queues\[1\]: found 0 queues"),
         ({"queues": [(1, 0), (1, 4)]}, r"queues\[1\]: found 1@4, accepted within the 4"),
-        ({"queues": [(2, 0), (1, 1)]}, r"queues\[1\]: found queue 1, which class 0 has"),
+        ({"queues": [(2, 0), (1, 1)]}, r"queues\[1\]: found offset 1, accepted 2 or more"),
+        ({"queues": [(1, 3), (3, 0)]}, r"queues\[1\]: found offset 0, accepted 4 or more"),
         ({"clockid": 0}, r"clockid: found 0, accepted 11 \(CLOCK_TAI\)"),
         ({"clockid": None}, "clockid: found none"),
         ({"flags": 2}, "clockid: found 11, accepted none with full offload"),
