@@ -40,6 +40,8 @@ from libqos.errors import InputError
 if typing.TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from libqos import tomlfile
+
 T = TypeVar("T")
 Where = tuple[str | int, ...]  # path of a key: names, and the index inside an array of tables
 
@@ -162,16 +164,17 @@ def load(
     *,
     tool: str,
     file: str | os.PathLike[str] | None = None,
+    document: tomlfile.Document | None = None,
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> T:
-    """An instance of the table `cls` from defaults, `file` (`-` is stdin), environment and `overrides` (command line;
-    dotted keys reach into sections, None means not given). Raises ConfigError with every problem found."""
+    """An instance of the table `cls` from defaults, `file` (`-` is stdin) or a `document` that was read already,
+    environment and `overrides` (command line; dotted keys reach into sections, None means not given). Raises
+    ConfigError with every problem found."""
     from libqos import tomlfile
 
-    document = tomlfile.Document()
-    if file is not None:
-        document = tomlfile.read(file)
+    if document is None:
+        document = tomlfile.read(file) if file is not None else tomlfile.Document()
     loader = _Loader(tool, document, os.environ if environ is None else environ, overrides or {})
     value = loader.section(cls, document.values, ())
     unknown = [key for key in loader.overrides if key not in loader.seen]

@@ -9,6 +9,7 @@ instance), where the socket is. The status socket is the same path with `.status
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SYSTEM_DIRECTORY: Final = Path("/run/qos")
+_PATH_BYTES: Final = 107  # sun_path, unix(7)
 
 
 class SocketPathError(QosError):
@@ -66,6 +68,20 @@ def client_socket(name: str, environ: Mapping[str, str] | None = None) -> Path:
 def status_socket(path: str | os.PathLike[str]) -> Path:
     """The read-only status socket that stands beside a control socket."""
     return Path(f"{os.fspath(path)}.status")
+
+
+def check_socket(path: Path) -> None:
+    """Raises SocketPathError when a status socket beside `path` would not fit into an address."""
+    if len(os.fsencode(status_socket(path))) > _PATH_BYTES:
+        raise SocketPathError(f"{path}: the path is too long for a socket, accepted at most {_PATH_BYTES - 7} bytes")
+
+
+def remove_socket(path: Path) -> None:
+    """Remove a socket file. Anything else at that path is left alone: SocketPathError."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise SocketPathError(f"{path}: exists and is no socket; remove it, or give another --socket")
+        path.unlink()
 
 
 def make_private(place: Path) -> None:

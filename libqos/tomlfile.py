@@ -57,6 +57,12 @@ class Document:
 
 def read(file: str | os.PathLike[str]) -> Document:
     """Read and parse a file (`-` is stdin). Raises TomlError."""
+    text, name = read_text(file)
+    return parse(text, name)
+
+
+def read_text(file: str | os.PathLike[str]) -> tuple[str, str]:
+    """The text of a file (`-` is stdin), and how errors name it. Raises TomlError."""
     name = os.fspath(file)
     try:
         if name == "-":
@@ -73,7 +79,7 @@ def read(file: str | os.PathLike[str]) -> Document:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise TomlError(f"{name}:{line}: found a byte {data[error.start]:#04x}, accepted UTF-8 text") from error
-    return parse(text, name)
+    return text, name
 
 
 def parse(text: str, name: str) -> Document:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw what bench/profile found: a picture for each row, as PNG and as SVG.
 
-``cd bench && python -m harness.profile_plot DIR`` draws it again; ``python -m harness.profile_plot PICTURE DIR...`` draws what
-each CPU did in all rows of several folders, side by side. Needs matplotlib, which is imported only here.
+``cd bench && python -m harness.profile_plot DIR`` draws it again; ``python -m harness.profile_plot PICTURE DIR...``
+draws what each CPU did in all rows of several folders, side by side. Needs matplotlib, which is imported only here.
 """
 
 import json

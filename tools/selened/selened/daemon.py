@@ -20,14 +20,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from libqos import paths
+from libqos import paths, systemd
 from libqos.errors import QosError
+from libqos.lock import Lock
 from libqos.rpc import peer_of
 from libqos.rpcserver import Server
-from selened import sockets, systemd, wire
+from selened import sockets, wire
 from selened.core import Core
 from selened.datapath import Datapath, DatapathError
-from selened.lock import Lock
 from selened.peers import Peers
 from selened.seqpacket import hang_up
 from selened.sessions import Client
@@ -65,8 +65,8 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises QosError when it cannot start or go on."""
-        sockets.check_path(self.path)
-        lock = Lock(Path(f"{self.path}.lock"), self.path)
+        paths.check_socket(self.path)
+        lock = Lock(Path(f"{self.path}.lock"), self.path, "selened")
         try:
             await self._run()
         finally:
@@ -104,8 +104,7 @@ class Daemon:
             await self._start_control(stack)
             self._begin_grace()
             loop.add_signal_handler(signal.SIGHUP, self._spawn_reload)
-            if interval := systemd.watchdog_interval_s():
-                self._spawn(self._watchdog(interval))
+            self._spawn(systemd.watchdog())
             log.info("ready at %s, %s, after %.0f ms", self.path, self.core.address, (time.monotonic() - begin) * 1e3)
             systemd.notify(f"READY=1\nSTATUS=serving {self.path}")
             await self._stop.wait()
@@ -171,7 +170,7 @@ class Daemon:
 
     async def _start_status(self, stack: contextlib.AsyncExitStack) -> None:
         path = paths.status_socket(self.path)
-        sockets.remove(path)
+        paths.remove_socket(path)
         server = Server(path, Status(self.core).methods, mode=0o666)
         try:
             await stack.enter_async_context(server)
@@ -180,7 +179,7 @@ class Daemon:
 
     async def _start_control(self, stack: contextlib.AsyncExitStack) -> None:
         listener = sockets.listen(self.path, 0o660)
-        stack.callback(sockets.remove, self.path)
+        stack.callback(paths.remove_socket, self.path)
         stack.callback(listener.close)
         loop = asyncio.get_running_loop()
         loop.add_reader(listener.fileno(), self._accept, listener)
@@ -313,11 +312,6 @@ class Daemon:
         logging.getLogger().setLevel(new.log_level.upper())
         assert self.core.peers is not None
         await self.core.peers.configure(new.peers)
-
-    async def _watchdog(self, interval: float) -> None:
-        while True:
-            systemd.notify("WATCHDOG=1")
-            await asyncio.sleep(interval)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import random
 import socket
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from libqos import paths
 from libqos.errors import QosError
 from selened.wire import Address
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h; the module socket lacks it
-_PATH_BYTES: Final = 107
 _EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _TRIES: Final = 1000
 
@@ -90,16 +88,10 @@ def receive_buffer_warning(granted: int, wanted: int) -> str:
     )
 
 
-def check_path(path: Path) -> None:
-    """Raises SocketError when a socket beside `path` would not fit into an address."""
-    if len(os.fsencode(f"{path}.status")) > _PATH_BYTES:
-        raise SocketError(f"{path}: the path is too long for a socket, accepted at most {_PATH_BYTES - 7} bytes")
-
-
 def listen(path: Path, mode: int) -> socket.socket:
     """A listening SEQPACKET socket. The caller holds the lock of `path`, so a socket file there is a dead daemon's and
-    is replaced. Raises SocketError."""
-    remove(path)
+    is replaced. Raises SocketError or SocketPathError."""
+    paths.remove_socket(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     mask = os.umask(0o777 & ~mode)  # nobody connects under another mode, not even for a moment
     try:
@@ -112,14 +104,6 @@ def listen(path: Path, mode: int) -> socket.socket:
         os.umask(mask)
     sock.setblocking(False)
     return sock
-
-
-def remove(path: Path) -> None:
-    """Remove a socket file. Anything else at that path is left alone: SocketError."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise SocketError(f"{path}: exists and is no socket; remove it, or give another --socket")
-        path.unlink()
 
 
 def local_address(sock: socket.socket) -> Address:

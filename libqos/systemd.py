@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -26,3 +27,10 @@ def watchdog_interval_s() -> float:
         return int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
     except ValueError:
         return 0.0
+
+
+async def watchdog() -> None:
+    """Say WATCHDOG=1 as long as the loop runs; ends at once without a watchdog."""
+    while interval := watchdog_interval_s():
+        notify("WATCHDOG=1")
+        await asyncio.sleep(interval)

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon: applies what is wanted at start, then watches, and answers on two sockets.
+
+The control socket takes `apply` and `clear`; the status socket beside it answers `info`, `show`, `capabilities` and
+`events`. The engine blocks, and its database and rtnetlink socket belong to one thread: it has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import libqos
+from libqos import paths, systemd, tomlfile
+from libqos.errors import QosError
+from libqos.lock import Lock
+from libqos.rpc import Peer, RpcError
+from libqos.rpcserver import Limits, Server
+from tsn_agent import capabilities
+from tsn_agent.engine import Engine
+from tsn_agent.journal import default_path
+from tsn_agent.links import LinkWatch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from tsn_agent.settings import Settings
+
+log = logging.getLogger("tsn-agent")
+
+T = TypeVar("T")
+Record = dict[str, Any]
+Params = dict[str, Any]
+
+_APPLY_S: Final = 60.0  # thousands of resources
+_LONG: Final = ("ts_ns", "wanted", "actual")  # not for a line of the log
+_DISCIPLINE: Final = ("interface", "discipline", "parent")
+_EVENTS: Final = 256  # that are kept for those who ask later, and that may wait for one who reads slowly
+
+
+class Agent:
+    """`reload` gives the settings anew."""
+
+    def __init__(self, settings: Settings, reload: Callable[[], Settings]) -> None:
+        self.settings = settings
+        self.path = Path(settings.socket) if settings.socket else paths.daemon_socket("tsn-agent")
+        self.state = Path(settings.state) if settings.state else default_path()
+        self._load = reload
+        self._stop = asyncio.Event()
+        self._started_ns = time.time_ns()
+        self._kernel = capabilities.kernel()  # forks, so it is asked before there are threads
+        self._thread = ThreadPoolExecutor(1, "engine")
+        self._engine: Engine
+        self._recent: deque[Record] = deque(maxlen=_EVENTS)
+        self._listeners: set[asyncio.Queue[Record]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._drops: dict[tuple[str, str, str], int] = {}
+        self._wrong: frozenset[tuple[str, str]] = frozenset()
+        self.counters = {"events": 0, "missed_events": 0, "applied": 0, "refused": 0}
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT. Raises QosError when it cannot start."""
+        paths.check_socket(self.path)
+        lock = Lock(Path(f"{self.path}.lock"), self.path, "tsn-agent")
+        try:
+            await self._run()
+        finally:
+            lock.release()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._thread.shutdown)
+            self._engine = await self._do(lambda: Engine(self.state))
+            stack.push_async_callback(self._do, lambda: self._engine.__exit__())
+            stack.enter_context(LinkWatch(self._happened))
+            await self._do(lambda: self._engine.recover())
+            await self._apply_at_start()
+            status: Record = {"info": self.info, "show": self.show, "capabilities": self.capabilities,
+                              "events": self.events}  # fmt: skip
+            control: Record = {"apply": self.apply, "clear": self.clear}
+            for path, methods, mode in [
+                (paths.status_socket(self.path), status, 0o666), (self.path, {**status, **control}, 0o660),
+            ]:  # fmt: skip
+                paths.remove_socket(path)
+                await stack.enter_async_context(Server(path, methods, mode=mode, limits=Limits(handler_s=_APPLY_S)))
+            loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
+            self._spawn(systemd.watchdog())
+            self._spawn(self._look())
+            log.info("ready at %s; %d resources are wanted", self.path, len(await self._do(self._engine.show)))
+            systemd.notify(f"READY=1\nSTATUS=serving {self.path}")
+            await self._stop.wait()
+            systemd.notify("STOPPING=1")
+            log.info("stopping; what was applied stays: tsn-agent clear takes it away")
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _do(self, work: Callable[[], T]) -> T:
+        """Run in the engine's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---- what is wanted ----
+
+    async def _apply_at_start(self) -> None:
+        if self.settings.streams:
+            document = tomlfile.read(self.settings.streams)
+            changes = await self._do(lambda: self._engine.apply(document))
+        else:
+            changes = await self._do(lambda: self._engine.again())
+        self.counters["applied"] += len(changes)
+
+    async def _reload(self) -> None:
+        try:
+            settings = self._load()
+            if (settings.socket, settings.state) != (self.settings.socket, self.settings.state):
+                log.warning("socket and state need a restart")
+            self.settings = settings
+            await self._apply_at_start()
+            log.info("reloaded")
+        except QosError as failure:
+            self.counters["refused"] += 1
+            for line in str(failure).splitlines():
+                log.error("not reloaded: %s", line)
+
+    async def apply(self, params: Params, asker: Peer) -> list[Record]:
+        """`text`: a file as `tsn-agent apply` takes it, `name`: how errors call it, `dry_run`. Gives the changes."""
+        text, name, dry_run = params.get("text"), params.get("name", "stdin"), params.get("dry_run", False)
+        if not isinstance(text, str) or not isinstance(name, str) or not isinstance(dry_run, bool):
+            raise RpcError("bad-request", "accepted text and name (texts) and dry_run (true or false)")
+        return await self._change(lambda: self._engine.apply(tomlfile.parse(text, name), dry_run=dry_run), dry_run)
+
+    async def clear(self, params: Params, _: Peer) -> list[Record]:
+        """Take away all that was applied; `dry_run`. Gives the changes."""
+        dry_run = params.get("dry_run", False)
+        if not isinstance(dry_run, bool):
+            raise RpcError("bad-request", "accepted dry_run: true or false")
+        return await self._change(lambda: self._engine.clear(dry_run=dry_run), dry_run)
+
+    async def _change(self, work: Callable[[], Any], dry_run: bool) -> list[Record]:
+        try:
+            changes = await self._do(work)
+        except QosError as failure:
+            self.counters["refused"] += 1
+            raise RpcError("refused" if failure.exit_code == 2 else "failed", str(failure)) from None
+        if not dry_run:
+            self.counters["applied"] += len(changes)
+        return [change.record() for change in changes]
+
+    # ---- what is seen ----
+
+    async def _look(self) -> None:
+        """Count drops, and say when what is there is no longer what is wanted, or is again."""
+        while True:
+            try:
+                await self._look_once()
+            except QosError as failure:
+                log.warning("%s", failure)
+            await asyncio.sleep(self.settings.interval_s)
+
+    async def _look_once(self) -> None:
+        drops, resources = await self._do(lambda: (self._engine.kernel.drops(), self._engine.show()))
+        now = time.time_ns()
+        for where, count in drops.items():
+            if (more := count - self._drops.get(where, count)) > 0:
+                self._happened({"kind": "drops", "ts_ns": now, **dict(zip(_DISCIPLINE, where, strict=True)),
+                                "packets": more, "total": count})  # fmt: skip
+        self._drops = drops
+        wrong = {(item["resource"], item["name"]): item for item in resources if item["state"] != "ok"}
+        for key in wrong.keys() - self._wrong:
+            self._happened({**wrong[key], "kind": "drift", "ts_ns": now})
+        self._wrong = frozenset(wrong)
+
+    def _happened(self, record: Record) -> None:
+        self.counters["events"] += 1
+        quiet = record.get("event") in ("added", "up", "carrier")
+        text = " ".join(f"{name}={value}" for name, value in record.items() if name not in _LONG)
+        log.log(logging.INFO if quiet else logging.WARNING, "%s", text)
+        self._recent.append(record)
+        for queue in self._listeners:
+            if queue.full():
+                self.counters["missed_events"] += 1
+                queue.get_nowait()
+            queue.put_nowait(record)
+
+    # ---- answers ----
+
+    async def info(self, _: Params, __: Peer) -> list[Record]:
+        """The daemon: version, what it serves, counters."""
+        return [{
+            "kind": "daemon", "version": libqos.__version__, "pid": os.getpid(), "started_ts_ns": self._started_ns,
+            "state": str(self.state), "streams": self.settings.streams or None, **self.counters,
+        }]  # fmt: skip
+
+    async def show(self, _: Params, __: Peer) -> list[Record]:
+        """Wanted against actual."""
+        return await self._do(lambda: self._engine.show())
+
+    async def capabilities(self, params: Params, _: Peer) -> list[Record]:
+        """What kernel and interfaces can do; `interfaces`: names, all by default."""
+        names = params.get("interfaces", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RpcError("bad-request", "accepted interfaces: a list of names")
+        try:
+            return await self._do(lambda: [self._kernel, *capabilities.interfaces(names)])
+        except OSError as failure:
+            raise RpcError("bad-request", str(failure)) from None
+
+    async def events(self, params: Params, _: Peer) -> AsyncIterator[Record]:
+        """What happens from now on; with `recent`: true what happened lately first."""
+        queue: asyncio.Queue[Record] = asyncio.Queue(_EVENTS)
+        self._listeners.add(queue)
+        try:
+            if params.get("recent"):
+                for record in list(self._recent):
+                    yield record
+            while True:
+                try:
+                    yield await asyncio.wait_for(queue.get(), 10.0)
+                except TimeoutError:  # so that whoever waits knows that we are there
+                    yield {"kind": "idle", "ts_ns": time.time_ns()}
+        finally:
+            self._listeners.discard(queue)
