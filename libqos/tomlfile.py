@@ -13,11 +13,12 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from libqos.errors import InputError
 
 MAX_FILE_BYTES: Final = 16 << 20
+_PIECE_BYTES: Final = 1 << 16
 
 # Strings first, so that what looks like a comment or bracket inside them is passed over.
 _TOKEN: Final = re.compile(
@@ -66,10 +67,10 @@ def read_text(file: str | os.PathLike[str]) -> tuple[str, str]:
     name = os.fspath(file)
     try:
         if name == "-":
-            name, data = "stdin", sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+            name, data = "stdin", _read(sys.stdin.buffer)
         else:
             with open(name, "rb") as stream:
-                data = stream.read(MAX_FILE_BYTES + 1)
+                data = _read(stream)
     except OSError as error:
         raise TomlError(f"{name}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_FILE_BYTES:
@@ -80,6 +81,15 @@ def read_text(file: str | os.PathLike[str]) -> tuple[str, str]:
         line = data.count(b"\n", 0, error.start) + 1
         raise TomlError(f"{name}:{line}: found a byte {data[error.start]:#04x}, accepted UTF-8 text") from error
     return text, name
+
+
+def _read(stream: BinaryIO) -> bytes:
+    """All of it, or enough to see that it is too much. Piece by piece: read(n) sets n bytes aside at once, and 16 MiB
+    that come and go leave the heap with holes."""
+    data = bytearray()
+    while len(data) <= MAX_FILE_BYTES and (piece := stream.read(_PIECE_BYTES)):
+        data += piece
+    return bytes(data)
 
 
 def parse(text: str, name: str) -> Document:
