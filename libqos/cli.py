@@ -255,6 +255,18 @@ def complete_file(_: click.Context, __: click.Parameter, incomplete: str) -> lis
     return [CompletionItem(incomplete, type="file")]
 
 
+def duration(_: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """For `callback` of an option that is a time in nanoseconds: `250us`, `1ms`, or plain nanoseconds."""
+    from libqos.policy import PolicyError, duration_ns
+
+    if value is None:
+        return None
+    try:
+        return duration_ns(value, "time")
+    except PolicyError as error:
+        raise click.BadParameter(str(error), param=parameter) from error
+
+
 def config_option(function: F) -> F:
     """`--config FILE` (`-` is stdin), as `config_file: str | None`."""
     return click.option(

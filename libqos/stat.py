@@ -13,27 +13,15 @@ from libqos.samples import Statistics
 from libqos.telemetry import SUMMARY_KEYS, Reader, TelemetryError
 
 
-def _duration(_: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """A time on the command line: `250us`, `1ms`, or plain nanoseconds."""
-    from libqos.policy import PolicyError, duration_ns
-
-    if value is None:
-        return None
-    try:
-        return duration_ns(value, "time")
-    except PolicyError as error:
-        raise click.BadParameter(str(error), param=parameter) from error
-
-
 @cli.command("qos-stat")
 @click.argument("files", nargs=-1, metavar="[FILE]...", shell_complete=cli.complete_file)
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Summarise NAME_ns of any record that has it;"
               " may be repeated.  [default: latency, jitter]")  # fmt: skip
 @click.option("--by", metavar="KEY", help="One summary for each value of this key, such as topic or size_bytes.")
-@click.option("--deadline", "deadline_ns", callback=_duration, metavar="TIME", help="Count samples above this as late"
-              " (jitter: early or late). 250us, 1ms, or nanoseconds.")  # fmt: skip
-@click.option("--period", "period_ns", callback=_duration, metavar="TIME", help="Compute the jitter from ts_ns against"
-              " this period: t(i) − (t(i−1) + T).")  # fmt: skip
+@click.option("--deadline", "deadline_ns", callback=cli.duration, metavar="TIME", help="Count samples above this as"
+              " late (jitter: early or late). 250us, 1ms, or nanoseconds.")  # fmt: skip
+@click.option("--period", "period_ns", callback=cli.duration, metavar="TIME", help="Compute the jitter from ts_ns"
+              " against this period: t(i) − (t(i−1) + T).")  # fmt: skip
 @click.option("--follow", is_flag=True, help="Print a summary every --interval too, in constant memory.")
 @click.option("--interval", "interval_s", type=click.FloatRange(0.01, 86400), default=1.0, metavar="SECONDS",
               help="Time between summaries of --follow.")  # fmt: skip

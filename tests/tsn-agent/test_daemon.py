@@ -237,3 +237,66 @@ def test_capabilities(daemon: Daemon) -> None:
     assert "software-transmit" in interface["timestamps"]
     answer = rpc.call(f"{daemon.socket}.status", {"method": "capabilities", "params": {"interfaces": ["eth0"]}})
     assert answer == [kernel, interface]
+
+
+NEED = ("--destination", "192.0.2.2", "--period", "1ms", "--size", "100", "--priority", "5")
+WINDOWS = STREAMS.replace("open = [0, 1]\ninterval_ns = 1_000_000", "open = [1]\ninterval_ns = 1000") + (
+    "[[schedules.entries]]\nopen = [0]\ninterval_ns = 999_000\n[[schedules.launch]]\ntraffic_class = 1\n"
+)
+
+
+def test_streams_get_places_beside_each_other(daemon: Daemon) -> None:
+    daemon.records("apply", "-", text=WINDOWS)
+    (one,) = daemon.records("request", "one", *NEED)
+    # 100 bytes of payload, 28 of UDP and IPv4, 14 of Ethernet, 24 around a frame, at the 10 Gb/s that veth tells
+    assert (one["via"], one["traffic_class"], one["offset_ns"], one["length_ns"]) == ("eth0", 1, 0, 133)
+    assert (one["launch_time"], one["delta_ns"], one["pcp"]) == (True, 200_000, None)
+    assert (one["first_launch_ns"] - one["base_time_ns"]) % 1_000_000 == 0
+    places = [daemon.records("request", f"s{n}", *NEED)[0]["offset_ns"] for n in range(6)]
+    assert places == [133 * n for n in range(1, 7)]
+    done = daemon.ask("request", "late", *NEED)
+    assert done.returncode == 2
+    assert "no room: every place of 133 ns" in done.stderr
+    daemon.records("release", "s2")
+    assert daemon.records("request", "late", *NEED)[0]["offset_ns"] == 133 * 3
+    assert daemon.records("request", "late", *NEED)[0]["offset_ns"] == 133 * 3  # of the same name: replaced
+    assert {record["stream"] for record in daemon.records("streams")} == {"one", "s0", "s1", "s3", "s4", "s5", "late"}
+
+
+def test_places_outlive_the_daemon_and_follow_the_schedule(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.records("apply", "-", text=WINDOWS)
+    before = daemon.records("request", "one", *NEED)
+    daemon.end(signal.SIGKILL)
+    following = Daemon(tmp_path)
+    assert [record["offset_ns"] for record in following.records("streams")] == [before[0]["offset_ns"]]
+    turned = WINDOWS.replace("open = [1]", "open = [9]").replace("open = [0]", "open = [1]").replace("[9]", "[0]")
+    following.records("apply", "-", text=turned)
+    assert [record["offset_ns"] for record in following.records("streams")] == [1000]
+    following.records("apply", "-", text=STREAMS.split("[[schedules]]")[0])
+    assert following.records("streams") == []
+    events = rpc.stream(f"{following.socket}.status", {"method": "events", "params": {"recent": True}})
+    told = [next(record for record in events if record["kind"] == "stream") for _ in range(2)]
+    assert [(record["event"], record["stream"]) for record in told] == [("moved", "one"), ("lost", "one")]
+    assert "has no schedule" in told[1]["why"]
+    assert following.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (("--period", "1.5ms"), "period: found 1500000 ns, accepted a multiple or a divisor"),
+        (("--size", "2000"), "size: found 2000 bytes, accepted 1472: MTU of eth0 is 1500"),
+        (("--size", "0"), "size_bytes: found 0, accepted 1 to 65507"),
+        (("--destination", "192.0.2"), "destination: found '192.0.2', accepted an IPv4 or IPv6 address"),
+        (("--destination", "10.9.9.9"), "10.9.9.9: no route leads there"),
+        (("--destination", "127.0.0.1"), "127.0.0.1 is reached by lo, which has no schedule"),
+        (("--deadline", "100"), "no window: with a period of 1000000 ns and the deadline of 100 ns"),
+        (("--interface", "eth7"), "there is no interface eth7"),
+    ],
+)
+def test_why_a_stream_gets_no_place(daemon: Daemon, changes: tuple[str, str], words: str) -> None:
+    daemon.records("apply", "-", text=WINDOWS)
+    done = daemon.ask("request", "one", *NEED, *changes)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert daemon.records("streams") == []

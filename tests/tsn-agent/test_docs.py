@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.tsn_kernel
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs/tsn-agent.md").read_text(encoding="utf-8")
-COMMANDS, DAEMON, PIPELINES = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+COMMANDS, DAEMON, PIPELINES, STREAM = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 (STREAMS,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -63,7 +63,7 @@ def test_the_daemon_and_the_pipelines(tmp_path: Path, environment: dict[str, str
                     os.killpg(watching.pid, signal.SIGTERM)
             toggling.terminate()
         assert json.loads(seen)["interface"] == "eth0"
-        for line in others:
+        for line in [*STREAM.splitlines(), *others]:
             done = subprocess.run(
                 ["bash", "-o", "pipefail", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True
             )

@@ -185,6 +185,13 @@ def test_base_time_in_the_past_stands_for_the_cycles_that_follow(engine: Engine)
     assert engine.apply(document(past)) == []
 
 
+def test_short_windows_are_found_as_they_were_set(engine: Engine) -> None:
+    short = CLASSES + ENTRIES.replace("300_000", "1_000")
+    engine.apply(document(short))
+    wait_until(lambda: "schedule" in discipline()["options"], "the list runs")
+    assert engine.apply(document(short)) == []
+
+
 def test_what_was_there_before_stays(engine: Engine) -> None:
     sh("ip addr add 192.0.2.1/24 dev eth0; ip link set eth0 mtu 1300; ip route add 203.0.113.0/24 dev far0")
     before = everything()

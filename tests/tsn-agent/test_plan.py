@@ -110,6 +110,13 @@ def test_base_times_are_the_same_a_whole_cycle_apart() -> None:
     assert not same(TAPRIO, taprio(base_time=123_001), taprio())
 
 
+def test_the_kernel_tells_what_fits_into_a_window_as_the_largest_payload() -> None:
+    assert same(TAPRIO, taprio(max_sdu=[1236, 1500]), taprio(max_sdu=[0, 1500]))
+    assert same(TAPRIO, taprio(max_sdu=[0, 1236]), taprio(max_sdu=[0, 1500]))
+    assert not same(TAPRIO, taprio(max_sdu=[0, 1501]), taprio(max_sdu=[0, 1500]))
+    assert not same(TAPRIO, taprio(max_sdu=[0, 0]), taprio(max_sdu=[0, 1500]))
+
+
 def test_a_base_time_that_is_past_is_the_next_beginning_of_a_cycle() -> None:
     assert next_base_time({"base_time": 10, "cycle_time": 100}, 5) == 10
     assert next_base_time({"base_time": 10, "cycle_time": 100}, 10) == 10

@@ -58,7 +58,6 @@ def _interface(link: Any, below: dict[int, str], ethtool: Ethtool, asking: socke
     info = link.get_attr("IFLA_LINKINFO")
     driver = _ask(asking, name, _GDRVINFO, _DRVINFO)
     stamps = _ask(asking, name, _GET_TS_INFO, _TS_INFO)
-    speed = _tried(lambda: ethtool.get_link_mode(name).speed)
     features = _tried(lambda: ethtool.get_features(name).features) or {}
     channels = _tried(lambda: ethtool.get_channels(name))
     return {
@@ -71,7 +70,7 @@ def _interface(link: Any, below: dict[int, str], ethtool: Ethtool, asking: socke
         "up": bool(link["flags"] & 1),
         "carrier": bool(link.get_attr("IFLA_CARRIER")),
         "mtu": link.get_attr("IFLA_MTU"),
-        "speed_mbps": speed if speed and 0 < speed < 0xFFFF_FFFF else None,
+        "speed_mbps": _speed(ethtool, name),
         "driver": driver[1].split(b"\0")[0].decode(errors="replace") if driver else None,
         "tx_queues": link.get_attr("IFLA_NUM_TX_QUEUES"),
         "rx_queues": link.get_attr("IFLA_NUM_RX_QUEUES"),
@@ -80,6 +79,17 @@ def _interface(link: Any, below: dict[int, str], ethtool: Ethtool, asking: socke
         "timestamps": [text for bit, text in _STAMPS.items() if stamps and stamps[1] & bit],
         "phc": f"/dev/ptp{stamps[2]}" if stamps and stamps[2] >= 0 else None,
     }
+
+
+def speed_mbps(name: str) -> int | None:
+    """The speed of an interface, None if it does not tell."""
+    with Ethtool() as ethtool:
+        return _speed(ethtool, name)
+
+
+def _speed(ethtool: Ethtool, name: str) -> int | None:
+    speed = _tried(lambda: ethtool.get_link_mode(name).speed)
+    return int(speed) if speed and 0 < speed < 0xFFFF_FFFF else None
 
 
 def _channels(channels: Any) -> int | None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import libqos
 from libqos import paths, systemd, tomlfile
+from libqos.codec.rtnl.refusals import RefusedError
 from libqos.errors import QosError
 from libqos.lock import Lock
 from libqos.rpc import Peer, RpcError
@@ -28,6 +29,7 @@ from tsn_agent import capabilities
 from tsn_agent.engine import Engine
 from tsn_agent.journal import default_path
 from tsn_agent.links import LinkWatch
+from tsn_agent.requests import Request, Requests
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -59,6 +61,7 @@ class Agent:
         self._kernel = capabilities.kernel()  # forks, so it is asked before there are threads
         self._thread = ThreadPoolExecutor(1, "engine")
         self._engine: Engine
+        self._requests: Requests
         self._recent: deque[Record] = deque(maxlen=_EVENTS)
         self._listeners: set[asyncio.Queue[Record]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -82,13 +85,15 @@ class Agent:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._thread.shutdown)
             self._engine = await self._do(lambda: Engine(self.state))
+            self._requests = Requests(self._engine)
             stack.push_async_callback(self._do, lambda: self._engine.__exit__())
             stack.enter_context(LinkWatch(self._happened))
             await self._do(lambda: self._engine.recover())
             await self._apply_at_start()
             status: Record = {"info": self.info, "show": self.show, "capabilities": self.capabilities,
-                              "events": self.events}  # fmt: skip
-            control: Record = {"apply": self.apply, "clear": self.clear}
+                              "events": self.events, "streams": self.streams}  # fmt: skip
+            control: Record = {"apply": self.apply, "clear": self.clear, "request": self.request,
+                               "release": self.release}  # fmt: skip
             for path, methods, mode in [
                 (paths.status_socket(self.path), status, 0o666), (self.path, {**status, **control}, 0o660),
             ]:  # fmt: skip
@@ -124,6 +129,11 @@ class Agent:
         else:
             changes = await self._do(lambda: self._engine.again())
         self.counters["applied"] += len(changes)
+        await self._look_for_places()
+
+    async def _look_for_places(self) -> None:
+        for record in await self._do(lambda: self._requests.look_again()):
+            self._happened({**record, "ts_ns": time.time_ns()})
 
     async def _reload(self) -> None:
         try:
@@ -160,7 +170,30 @@ class Agent:
             raise RpcError("refused" if failure.exit_code == 2 else "failed", str(failure)) from None
         if not dry_run:
             self.counters["applied"] += len(changes)
+            await self._look_for_places()
         return [change.record() for change in changes]
+
+    # ---- what applications ask for ----
+
+    async def request(self, params: Params, _: Peer) -> list[Record]:
+        """A place for a stream: the keys of `requests.Request`. Gives the grant."""
+        try:
+            request = Request.of(params)
+            return [await self._do(lambda: self._requests.request(request))]
+        except (ValueError, RefusedError) as failure:
+            self.counters["refused"] += 1
+            raise RpcError("refused", str(failure)) from None
+
+    async def release(self, params: Params, _: Peer) -> list[Record]:
+        """Give the place of `stream` back."""
+        try:
+            return [await self._do(lambda: self._requests.release(str(params.get("stream"))))]
+        except RefusedError as failure:
+            raise RpcError("refused", str(failure)) from None
+
+    async def streams(self, _: Params, __: Peer) -> list[Record]:
+        """What is granted."""
+        return await self._do(lambda: self._requests.streams())
 
     # ---- what is seen ----
 

@@ -113,7 +113,7 @@ class Journal:
             with self._transaction():
                 self._base.execute("delete from owned")
                 self._base.execute("delete from pending")
-                self._remember("place", place)
+                self.remember("place", place)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -130,7 +130,8 @@ class Journal:
         row = self._base.execute("select value from facts where name = ?", (name,)).fetchone()
         return None if row is None else json.loads(row[0])
 
-    def _remember(self, name: str, value: Any) -> None:
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a fact."""
         self._base.execute("insert or replace into facts values (?, ?)", (name, json.dumps(value)))
 
     def owned(self) -> dict[Key, Value | None]:
@@ -162,5 +163,5 @@ class Journal:
             rows = [(json.dumps(key), json.dumps(before)) for key, before in owned.items()]
             self._base.executemany("insert into owned values (?, ?)", rows)
             for name, value in facts.items():
-                self._remember(name, value)
+                self.remember(name, value)
             self._base.execute("delete from pending")

@@ -66,17 +66,26 @@ def same(key: Key, found: Value | None, wanted: Value | None) -> bool:
     """Whether a resource is as wanted."""
     if found is None or wanted is None:
         return found is wanted
-    if key[0] == "taprio" and FOREIGN not in found:
-        if phase(found) != phase(wanted):
-            return False
-        # a list that is to begin later than the one that runs is not yet there, even if it is the same
-        found, wanted = {**found, "base_time": None}, {**wanted, "base_time": None}
     return not differences(found, wanted)
 
 
 def differences(found: Value, wanted: Value) -> list[str]:
-    """The parameters in which a resource is not as wanted."""
-    return [name for name, value in wanted.items() if value is not None and found.get(name) != value]
+    """The parameters in which a resource is not as wanted.
+
+    Of a schedule the phase counts: base times are the same a whole cycle apart. The kernel tells the largest payload
+    that fits into a class' windows where that is less than what was set."""
+    return [name for name, value in wanted.items() if value is not None and not _equal(name, found, wanted)]
+
+
+def _equal(name: str, found: Value, wanted: Value) -> bool:
+    if FOREIGN in found:
+        return False
+    if name == "base_time":
+        return phase(found) == phase(wanted)
+    if name == "max_sdu":
+        sizes = zip(found[name], wanted[name], strict=False)
+        return len(found[name]) == len(wanted[name]) and all(not most or 0 < size <= most for size, most in sizes)
+    return bool(found.get(name) == wanted[name])
 
 
 class Kernel:
@@ -150,6 +159,15 @@ class Kernel:
                 result["taprio", name] = _taprio(options) if taprio else {FOREIGN: kind}
             elif kind == "etf" and qdisc["parent"] & 0xFFFF_0000 == _HANDLE:
                 result["etf", name, (qdisc["parent"] & 0xFFFF) - 1] = _etf(options)
+
+    def interface_towards(self, destination: str) -> str:
+        """By which interface an address is reached. Raises RefusedError when it is not."""
+        try:
+            route = next(iter(self._ip.route("get", dst=destination)))
+        except NetlinkError as error:
+            raise RefusedError(f"{destination}: no route leads there; add one, or name the interface") from error
+        names = {interface.index: name for name, interface in self.interfaces().items()}
+        return names[route.get_attr("RTA_OIF")]
 
     def drops(self) -> dict[tuple[str, str, str], int]:
         """Packets that each queueing discipline has dropped, by interface, kind and parent (`100:1`, `root`).
@@ -264,7 +282,8 @@ def next_base_time(parameters: Value, now: int) -> int:
 
 def keeps_running(found: Value, wanted: Value) -> bool:
     """Whether a schedule can be changed into another one while it runs: only its list differs."""
-    return all(found.get(name) == wanted.get(name) for name in found.keys() | wanted.keys() if name not in _SCHEDULE)
+    static = [name for name in found.keys() | wanted.keys() if name not in _SCHEDULE]
+    return all(name in found and name in wanted and _equal(name, found, wanted) for name in static)
 
 
 def _tuples(parameters: Value) -> Value:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
-_READ_ONLY: Final = ("info", "show", "capabilities", "events")
+_READ_ONLY: Final = ("info", "show", "capabilities", "streams")
 _TIMEOUT_S: Final = 65.0  # as long as the daemon may take to apply
 _SILENCE_S: Final = 30.0  # the daemon says every ten seconds that it is there
 
@@ -53,10 +53,14 @@ def _ask(
             raise MissingExtraError(error) from error
         with Engine(state or default_path()) as engine:
             return by_itself(engine)
-    from libqos import rpc
+    return _tell(path, method, **params)
 
-    if method in _READ_ONLY:
-        path = paths.status_socket(path)
+
+def _tell(socket_path: str | Path, method: str, **params: Any) -> list[Record]:
+    """The records that the daemon answers."""
+    from libqos import paths, rpc
+
+    path = paths.status_socket(socket_path) if method in _READ_ONLY else Path(socket_path)
     try:
         records: list[Record] = rpc.call(path, {"method": method, "params": params}, timeout=_TIMEOUT_S)
     except rpc.RpcError as error:
@@ -240,6 +244,58 @@ def watch(socket_path: str, recent: bool, count: int | None, output_format: str)
 
 
 @agent.command()
+@click.argument("stream")
+@click.option("--destination", required=True, metavar="ADDRESS", help="IPv4 or IPv6 address of the listener.")
+@click.option("--period", "period_ns", required=True, metavar="TIME", callback=cli.duration, help="Such as 1ms.")
+@click.option("--size", "size_bytes", required=True, type=int, metavar="BYTES", help="UDP payload of each period.")
+@click.option("--priority", required=True, type=click.IntRange(0, 7), help="SO_PRIORITY, which gives class and PCP.")
+@click.option("--deadline", "deadline_ns", metavar="TIME", default="0", callback=cli.duration,
+              help="From the beginning of the period to the end of the frame; 0: the whole period.")  # fmt: skip
+@click.option("--interface", metavar="NAME", help="Interface to use.  [default: that of the route]")
+@click.option("--speed-mbps", type=click.IntRange(min=1), help="Speed of an interface that does not tell it.")
+@cli.socket_option("tsn-agent")
+@cli.format_option
+def request(socket_path: str, output_format: str, **need: Any) -> None:
+    """Ask for a place for STREAM: which interface to use and when to launch, or why not.
+
+    One of the same name is replaced. The place is kept until `tsn-agent release`.
+
+    \b
+    Example:
+      tsn-agent request axis1 --destination 192.0.2.2 --period 1ms --size 64 --priority 5 |
+          jq '{via, first_launch_ns, period_ns}'
+    """
+    output.show(_tell(socket_path, "request", **need), output_format)
+
+
+@agent.command()
+@click.argument("stream")
+@cli.socket_option("tsn-agent")
+@cli.format_option
+def release(socket_path: str, output_format: str, stream: str) -> None:
+    """Give back the place of STREAM.
+
+    \b
+    Example:
+      tsn-agent release axis1
+    """
+    output.show(_tell(socket_path, "release", stream=stream), output_format)
+
+
+@agent.command()
+@cli.socket_option("tsn-agent")
+@cli.format_option
+def streams(socket_path: str, output_format: str) -> None:
+    """The streams that have a place.
+
+    \b
+    Example:
+      tsn-agent streams | jq -r '[.stream, .below, .offset_ns, .length_ns] | @tsv'
+    """
+    output.show(_tell(socket_path, "streams"), output_format)
+
+
+@agent.command()
 @cli.socket_option("tsn-agent")
 @cli.format_option
 def info(socket_path: str, output_format: str) -> None:
@@ -249,9 +305,7 @@ def info(socket_path: str, output_format: str) -> None:
     Example:
       tsn-agent info | jq .applied
     """
-    from libqos import paths, rpc
-
-    output.show(rpc.call(paths.status_socket(socket_path), {"method": "info"}), output_format)
+    output.show(_tell(socket_path, "info"), output_format)
 
 
 main = cli.entry(agent)
