@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from libqos import paths
 from libqos.errors import QosError
+from libqos.lock import Lock
 from libqos.rpc import peer_of
 from libqos.rpcserver import Server
 from selened import sockets, systemd, wire
 from selened.core import Core
 from selened.datapath import Datapath, DatapathError
-from selened.lock import Lock
 from selened.peers import Peers
 from selened.seqpacket import hang_up
 from selened.sessions import Client
@@ -66,7 +66,7 @@ class Daemon:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises QosError when it cannot start or go on."""
         sockets.check_path(self.path)
-        lock = Lock(Path(f"{self.path}.lock"), self.path)
+        lock = Lock(Path(f"{self.path}.lock"), self.path, name="selened")
         try:
             await self._run()
         finally:

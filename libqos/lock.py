@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One daemon per socket: a lock that the kernel lets go when its holder dies."""
+"""One process per socket: a lock that the kernel lets go when its holder dies."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 
 class LockError(QosError):
-    """Another daemon holds the lock."""
+    """Another process holds the lock."""
 
 
 class Lock:
     """Holds `path`, with our process id in it."""
 
-    def __init__(self, path: Path, serves: Path) -> None:
-        """Raises LockError naming the holder, or why the file cannot be made."""
+    def __init__(self, path: Path, serves: Path, *, name: str = "process") -> None:
+        """`serves`: the socket; `name`: what the holder is, for messages. Raises LockError naming the holder, or why
+        the file cannot be made."""
         self.path = path
         while True:
             try:
@@ -35,7 +36,7 @@ class Lock:
                 holder = os.pread(self._fd, 32, 0).decode(errors="replace").strip() or "unknown"
                 os.close(self._fd)
                 raise LockError(
-                    f"{serves}: another selened (pid {holder}) serves this socket; stop it, or give another --socket"
+                    f"{serves}: another {name} (pid {holder}) serves this socket; stop it, or give another --socket"
                 ) from None
             if self._current():
                 break
