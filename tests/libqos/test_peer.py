@@ -1,0 +1,458 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peers over real sockets, friendly and not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import signal
+import socket
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+import pytest
+
+from libqos.codec import msgpackrpc
+from libqos.codec.msgpackrpc import LocalError
+from libqos.endpoint import EndpointError, TlsFiles
+from libqos.peer import CLOSE, Closed, Limits, Peer, connect
+from libqos.peerserver import Server, serve
+from libqos.rpc import RpcError
+from tests.certificates import certificates
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+    from pathlib import Path
+
+WATCHDOG_S: Final = 20.0
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run a test's coroutine; a task that is left behind fails it."""
+
+    async def watched() -> None:
+        async with asyncio.timeout(WATCHDOG_S):
+            await main
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(watched())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """The watchdog of `run` ends it."""
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+async def add(_: Peer, params: list[Any]) -> Any:
+    return sum(params)
+
+
+async def echo(_: Peer, params: list[Any]) -> Any:
+    return params
+
+
+async def back(peer: Peer, params: list[Any]) -> Any:
+    """Call what the caller offers."""
+    return await peer.call(params[0], params[1:])
+
+
+async def refuse(_: Peer, __: list[Any]) -> None:
+    raise RpcError("no-stream", "found stream 5, accepted 1 to 4")
+
+
+async def fail(_: Peer, __: list[Any]) -> None:
+    raise KeyError("a bug")
+
+
+async def nonsense(_: Peer, __: list[Any]) -> Any:
+    return object()
+
+
+async def never(_: Peer, __: list[Any]) -> None:
+    await asyncio.Event().wait()
+
+
+METHODS = {"add": add, "back": back, "echo": echo, "refuse": refuse, "fail": fail, "nonsense": nonsense, "never": never}
+
+
+@contextlib.asynccontextmanager
+async def served(tmp_path: Path, limits: Limits | None = None, **how: Any) -> AsyncIterator[tuple[Server, str]]:
+    url = f"unix://{tmp_path}/server.sock"
+    async with await serve(url, how.pop("methods", METHODS), limits=limits, **how) as server:
+        yield server, url
+
+
+@contextlib.asynccontextmanager
+async def stranger(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection that says what it likes."""
+    reader, writer = await asyncio.open_unix_connection(url.removeprefix("unix://"))
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def last_words(reader: asyncio.StreamReader) -> list[Any]:
+    """What the server has said before it closed."""
+    unpacker = msgpack.Unpacker()
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(1 << 16):
+            unpacker.feed(data)
+    return list(unpacker)[-1]  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> TlsFiles:
+    certificates(tmp_path)
+    return TlsFiles(tmp_path / "ca.crt", tmp_path / "host.crt", tmp_path / "host.key")
+
+
+# ---- Calls ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "unix://{}/server.sock", "tcp://127.0.0.1:0", "tls://127.0.0.1:0",
+        pytest.param("tcp://[::1]:0", marks=pytest.mark.needs_ipv6),
+        pytest.param("tls://[::1]:0", marks=pytest.mark.needs_ipv6),
+    ],
+)  # fmt: skip
+def test_both_sides_call(tmp_path: Path, files: TlsFiles, url: str) -> None:
+    url = url.format(tmp_path)
+    scheme = url.partition(":")[0]
+    tls = files if scheme == "tls" else None
+
+    async def main() -> None:
+        async with await serve(url, METHODS, tls=tls) as server:
+            place = url if scheme == "unix" else f"{scheme}://{server.addresses[0]}"
+            async with await connect(place, METHODS, tls=tls) as peer:
+                assert await peer.call("add", [1, 2]) == 3
+                assert await peer.call("back", ["add", 5, 6]) == 11
+                assert await asyncio.gather(*(peer.call("add", [number, 1]) for number in range(50))) == [*range(1, 51)]
+                (other,) = server.peers
+                assert await other.call("echo", ["x" * 1_000_000]) == ["x" * 1_000_000]
+                if scheme == "unix":
+                    assert other.credentials is not None
+                    assert peer.credentials is not None
+                if scheme == "tls":
+                    assert (("commonName", "host"),) in other.certificate["subject"]
+            await until(lambda: not server.peers)
+            assert server.counters.closed == {"by-peer": 1}
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("method", "code", "text"),
+    [
+        ("refuse", "no-stream", "found stream 5, accepted 1 to 4"),
+        ("fail", "internal", "fail failed; the log there says why"),
+        ("nonsense", "internal", "its result cannot be sent"),
+        (
+            "nowhere",
+            "unknown-method",
+            "found method 'nowhere', accepted add, back, echo, fail",
+        ),
+        ("never", "timeout", "never: not done after 0.1 s"),
+    ],
+)
+def test_a_call_that_fails(tmp_path: Path, method: str, code: str, text: str) -> None:
+    async def main() -> None:
+        async with served(tmp_path, Limits(method_s=0.1)) as (server, url), await connect(url, {}) as peer:
+            with pytest.raises(RpcError, match=text) as caught:
+                await peer.call(method)
+            assert caught.value.code == code
+            assert await peer.call("add", [1]) == 1
+            counters = server.counters
+            assert (counters.failed_methods, counters.unknown_methods) == (
+                method in ("fail", "nonsense", "never"), method == "nowhere",
+            )  # fmt: skip
+
+    run(main())
+
+
+def test_notifications_keep_their_order(tmp_path: Path) -> None:
+    seen = []
+
+    async def note(_: Peer, params: list[Any]) -> None:
+        await asyncio.sleep(0)
+        seen.append(params[0])
+        if params[0] == 3:
+            raise RpcError("no-stream", "of no interest to who notifies")
+
+    async def main() -> None:
+        async with served(tmp_path, methods={"note": note}) as (server, url), await connect(url, {}) as peer:
+            await peer.notify("unknown", [])
+            for number in range(100):
+                await peer.notify("note", [number])
+            await until(lambda: len(seen) == 100)
+            assert server.counters.unknown_methods == 1
+
+    run(main())
+    assert seen == [*range(100)]
+
+
+def test_a_late_answer_is_no_fault(tmp_path: Path) -> None:
+    async def main() -> None:
+        release = asyncio.Event()
+
+        async def slow(_: Peer, __: list[Any]) -> None:
+            await release.wait()
+
+        async with served(tmp_path, methods={"slow": slow, "add": add}) as (_, url), await connect(url, {}) as peer:
+            with pytest.raises(RpcError, match=r"slow: no answer within 0.01 s"):
+                await peer.call("slow", timeout=0.01)
+            release.set()
+            assert await peer.call("add", [1, 2]) == 3
+
+    run(main())
+
+
+def test_who_never_answers_is_closed(tmp_path: Path) -> None:
+    async def main() -> None:
+        limits = Limits(messages=msgpackrpc.Limits(calls_out=3))
+        async with served(tmp_path, limits) as (server, url), stranger(url) as (reader, _):
+            await until(lambda: server.peers)
+            (peer,) = server.peers
+            for _ in range(3):
+                with pytest.raises(RpcError, match="no answer within"):
+                    await peer.call("answer", timeout=0.01)
+            assert (await last_words(reader))[2] == ["unanswered", "3 calls had no answer in time"]
+            with pytest.raises(RpcError, match="3 calls had no answer in time"):
+                await peer.call("answer")
+
+    run(main())
+
+
+def test_more_calls_than_allowed_are_the_callers_fault(tmp_path: Path) -> None:
+    async def main() -> None:
+        limits = Limits(messages=msgpackrpc.Limits(calls_out=2))
+        async with served(tmp_path) as (_, url), await connect(url, {}, limits=limits) as peer:
+            waiting = [asyncio.create_task(peer.call("never")) for _ in range(2)]
+            await asyncio.sleep(0)
+            with pytest.raises(LocalError, match="2 calls are not answered yet"):
+                await peer.call("add")
+            peer.close()
+            for result in await asyncio.gather(*waiting, return_exceptions=True):
+                assert isinstance(result, RpcError)
+                assert result.code == "closed"
+
+    run(main())
+
+
+# ---- Ends -----------------------------------------------------------------------------------------------------------
+
+CHILD: Final = """
+import asyncio, sys
+from libqos.peer import connect
+async def main():
+    peer = await connect(sys.argv[1], {})
+    await peer.notify("here")
+    await peer.wait_closed()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, "gone"), (signal.SIGSTOP, "silent")])
+def test_a_process_that_is_killed_or_stands_still(tmp_path: Path, number: signal.Signals, code: str) -> None:
+    async def main() -> None:
+        here = asyncio.Event()
+        ends: list[Closed] = []
+
+        async def come(_: Peer, __: list[Any]) -> None:
+            here.set()
+
+        async with served(
+            tmp_path, Limits(ping_s=0.1, silent_s=1.0), methods={"here": come},
+            disconnected=lambda _, closed: ends.append(closed),
+        ) as (server, url):  # fmt: skip
+            child = await asyncio.create_subprocess_exec(sys.executable, "-P", "-c", CHILD, url)
+            try:
+                await here.wait()
+                child.send_signal(number)
+                await until(lambda: ends)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    child.kill()
+                await child.wait()
+            assert ends[0].code == code
+            assert server.counters.closed == {code: 1}
+
+    run(main())
+
+
+def test_who_is_silent_but_answers_stays(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path, Limits(ping_s=0.05, silent_s=0.5)) as (server, url):
+            async with stranger(url) as (reader, writer):
+                for _ in range(20):  # 1 s and more
+                    kind, number, method, params = msgpack.unpackb(await reader.read(100))
+                    assert (kind, method, params) == (0, "peer.ping", [])
+                    writer.write(msgpack.packb([1, number, "no such method", None]))
+            await until(lambda: server.counters.closed)
+            assert server.counters.closed == {"gone": 1}
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "found 71, accepted an array"),
+        (b"\xc1", "found a value of type 0xc1"),
+        (b"\xdd\xff\xff\xff\xff", "more than 16384 values"),
+        (msgpack.packb([1, 5, None, None]), "answer with id 5"),
+    ],
+)
+def test_rubbish(tmp_path: Path, data: bytes, why: str) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (server, url), await connect(url, {}) as friend:
+            async with stranger(url) as (reader, writer):
+                writer.write(data)
+                kind, method, (code, message) = await last_words(reader)
+                assert (kind, method, code) == (2, CLOSE, "malformed")
+                assert why in message
+            assert server.counters.closed == {"malformed": 1}
+            assert await friend.call("add", [1, 2]) == 3
+
+    run(main())
+
+
+def test_who_never_reads(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path, Limits(write_s=0.2)) as (server, url), stranger(url) as (_, writer):
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await until(lambda: server.peers)
+            (peer,) = server.peers
+            sizes = []
+            with pytest.raises(RpcError, match=r"did not read for 0.2 s"):  # noqa: PT012 - whichever is one too many
+                for _ in range(1000):
+                    await peer.notify("data", ["x" * 100_000])
+                    sizes.append(peer._writer.transport.get_write_buffer_size())
+            assert max(sizes) < (256 << 10) + 101_000
+            await until(lambda: not server.peers)
+            assert server.counters.closed == {"slow": 1}
+
+    run(main())
+
+
+def test_more_notifications_than_can_be_handled(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path, Limits(notifications=10)) as (server, url), await connect(url, {}) as peer:
+            with contextlib.suppress(RpcError):
+                for _ in range(20):
+                    await peer.notify("never")
+            closed = await peer.wait_closed()
+            assert closed.code == "by-peer"
+            assert closed.message == "closed by the peer: found more than 10 notifications that wait"
+            assert server.counters.closed == {"flood": 1}
+
+    run(main())
+
+
+def test_a_thousand_connections_and_no_more(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2500:
+        pytest.skip(f"{hard} descriptors are too few")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2500), hard))
+
+    async def main() -> None:
+        async with served(tmp_path) as (server, url), contextlib.AsyncExitStack() as stack:
+            for _ in range(1000):
+                await stack.enter_async_context(stranger(url))
+            await until(lambda: len(server.peers) == 1000)
+            peer = await connect(url, {})
+            closed = await peer.wait_closed()
+            assert (
+                closed.message == "closed by the peer: there are 1000 connections, and more are not accepted; try later"
+            )
+            assert server.counters.closed == {"busy": 1}
+            await stack.aclose()
+            await until(lambda: not server.peers)
+            async with await connect(url, {}) as peer:
+                assert await peer.call("add", [1, 2]) == 3
+
+    try:
+        run(main())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_server_that_ends_says_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (_, url):
+            peer = await connect(url, {})
+            assert await peer.call("add", [1]) == 1
+        closed = await peer.wait_closed()
+        assert (closed.code, closed.message) == ("by-peer", "closed by the peer: the server ends")
+        with pytest.raises(RpcError, match=r"server.sock: No such file"):
+            await connect(url, {})
+
+    run(main())
+
+
+def test_two_servers_on_one_address(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with await serve("tcp://127.0.0.1:0", METHODS) as server:
+            url = f"tcp://{server.addresses[0]}"
+            with pytest.raises(EndpointError, match="Address already in use"):
+                await serve(url, METHODS)
+            async with await connect(url, {}) as peer:
+                assert await peer.call("add", [1, 2]) == 3
+
+    run(main())
+
+
+def test_who_is_refused_at_the_door(tmp_path: Path) -> None:
+    async def main() -> None:
+        def look(peer: Peer) -> None:
+            peer.close("closed", "not today")
+
+        async with served(tmp_path, connected=look) as (_, url):
+            closed = await (await connect(url, {})).wait_closed()
+            assert closed.message == "closed by the peer: not today"
+
+    run(main())
+
+
+def test_names_that_are_taken(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"peer\.ping"):
+        run(serve(f"unix://{tmp_path}/server.sock", {"peer.ping": add}))  # type: ignore[arg-type]
+
+
+# ---- TLS ------------------------------------------------------------------------------------------------------------
+
+
+def test_only_those_whom_the_authority_knows(tmp_path: Path, files: TlsFiles) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    certificates(elsewhere)
+    foreign = TlsFiles(files.authority, elsewhere / "host.crt", elsewhere / "host.key")
+
+    async def main() -> None:
+        limits = Limits(connect_s=0.5)
+        async with await serve("tls://127.0.0.1:0", METHODS, tls=files, limits=limits) as server:
+            url = f"tls://{server.addresses[0]}"
+            with pytest.raises(RpcError, match="certificate verify failed"):
+                await connect(url, {}, tls=replace(files, authority=elsewhere / "ca.crt"))
+            with contextlib.suppress(RpcError):  # a client of TLS 1.3 hears of it when it reads
+                assert (await (await connect(url, {}, tls=foreign)).wait_closed()).code == "gone"
+            await until(lambda: server.counters.handshakes_failed == 2)
+            host, port = server.addresses[0].rsplit(":", 1)
+            with socket.create_connection((host, int(port))) as plain:
+                plain.sendall(msgpack.packb([0, 1, "add", []]))
+                await until(lambda: server.counters.handshakes_failed == 3)
+            with socket.create_connection((host, int(port))):  # says nothing
+                await until(lambda: server.counters.handshakes_failed == 4)
+            async with await connect(url, {}, tls=files) as peer:
+                assert await peer.call("add", [1, 2]) == 3
+
+    run(main())
