@@ -17,9 +17,10 @@ from libqos.endpoint import parse, tls_context
 from libqos.errors import QosError
 from libqos.peer import Counters, Limits, Method, Peer, connect
 from libqos.rpc import RpcError
+from libqos.watched import Watched
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from libqos.endpoint import TlsFiles
 
@@ -56,12 +57,12 @@ class Link:
         most_s: float = 15.0,
     ) -> None:
         tls_context(parse(url), tls, server=False)
-        self.state = LinkState(url, connected=False, since_ns=time.time_ns())
+        self.state = Watched(LinkState(url, connected=False, since_ns=time.time_ns()))
         self.counters = Counters()
         self.peer: Peer | None = None  # while connected
+        self._url = url
         self._methods, self._tls, self._limits, self._ready = methods, tls, limits, ready
         self._first_s, self._most_s = first_s, most_s
-        self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def call(self, method: str, params: Sequence[Any] = (), timeout: float | None = None) -> Any:
@@ -71,17 +72,6 @@ class Link:
     async def notify(self, method: str, params: Sequence[Any] = ()) -> None:
         """`Peer.notify` of the connection that there is; RpcError("closed") without one."""
         await self._connected().notify(method, params)
-
-    async def states(self) -> AsyncIterator[LinkState]:
-        """The state now, and then each time that it has changed; who is slow misses those in between."""
-        shown = None
-        while True:
-            changed = self._changed
-            if self.state != shown:
-                shown = self.state
-                yield shown
-            else:
-                await changed.wait()
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run())
@@ -94,14 +84,14 @@ class Link:
 
     def _connected(self) -> Peer:
         if self.peer is None:
-            raise RpcError("closed", f"{self.state.url}: not connected: {self.state.last_error or 'not tried yet'}")
+            raise RpcError("closed", f"{self._url}: not connected: {self.state.value.last_error or 'not tried yet'}")
         return self.peer
 
     async def _run(self) -> None:
         bound = self._first_s
         while True:
             begin = asyncio.get_running_loop().time()
-            self._set(attempts=self.state.attempts + 1)
+            self._set(attempts=self.state.value.attempts + 1)
             try:
                 await self._once()
             except QosError as error:
@@ -113,12 +103,12 @@ class Link:
 
     async def _once(self) -> None:
         """One connection, from its beginning to its end, which is a QosError."""
-        peer = await connect(self.state.url, self._methods, tls=self._tls, limits=self._limits, counters=self.counters)
+        peer = await connect(self._url, self._methods, tls=self._tls, limits=self._limits, counters=self.counters)
         async with peer:
             if self._ready is not None:
                 await self._ready(peer)
             self.peer = peer
-            self._set(connected=True, connections=self.state.connections + 1)
+            self._set(connected=True, connections=self.state.value.connections + 1)
             try:
                 closed = await peer.wait_closed()
             finally:
@@ -126,8 +116,7 @@ class Link:
         raise RpcError("closed", closed.message)
 
     def _set(self, **changes: Any) -> None:
-        if changes.get("connected", self.state.connected) != self.state.connected:
+        state = self.state.value
+        if changes.get("connected", state.connected) != state.connected:
             changes["since_ns"] = time.time_ns()
-        self.state = replace(self.state, **changes)
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self.state.value = replace(state, **changes)

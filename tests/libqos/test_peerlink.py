@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 async def reach(link: Link, condition: Callable[[LinkState], object]) -> LinkState:
-    async for state in link.states():
+    async for state in link.state.changes():
         if condition(state):
             return state
     raise AssertionError
