@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a peer listens or connects to, as a URL, and what proves who is there.
 
-unix:///run/qos/tsn-cuc.sock    a path of this host
-tcp://192.168.10.1:7480         host name, IPv4 address, or IPv6 address in brackets: tcp://[fd00::1]:7480
-tls://cuc.plant.example:7480    TCP with TLS 1.2 or later (RFC 5246, RFC 8446), where both sides show a certificate
+- `unix:///run/qos/tsn-cuc.sock`: a path of this host
+- `tcp://192.168.10.1:7480`: a host name, an IPv4 address, or an IPv6 address in brackets (`tcp://[fd00::1]:7480`)
+- `tls://cuc.plant.example:7480`: TLS 1.2 or later (RFC 5246, RFC 8446) over TCP; both sides show a certificate
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def tls_context(endpoint: Endpoint, files: TlsFiles | None, *, server: bool) -> 
     if endpoint.scheme != "tls":
         return None
     if files is None:
-        raise InputError(f"{endpoint}: needs three files: CA, own certificate and its key")
+        raise InputError(f"{endpoint}: needs three files: the authority's, the own certificate, and its key")
     return files.context(server=server)
 
 

@@ -122,6 +122,7 @@ class Peer:
         self._writing = asyncio.Lock()
         self._ended: asyncio.Future[Closed] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._abort: asyncio.TimerHandle | None = None
         writer.transport.set_write_buffer_limits(high=limits.unsent_bytes)
 
     def start(self) -> None:
@@ -181,6 +182,8 @@ class Peer:
             await asyncio.wait(tasks)
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
+        if self._abort is not None:
+            self._abort.cancel()
         return closed
 
     async def __aenter__(self) -> Self:
@@ -230,7 +233,7 @@ class Peer:
                 log.error("%s: %s: its result cannot be sent: %s", self.name, request.method, error)
                 raise RpcError("internal", f"{request.method}: its result cannot be sent: {error}") from error
         except RpcError as error:
-            said = {"code": error.code, "message": str(error)[:_MESSAGE_CHARACTERS]}
+            said = [error.code, str(error)[:_MESSAGE_CHARACTERS]]
             if self.closed is None:
                 with contextlib.suppress(RpcError):
                     await self._write(lambda: self._codec.refuse(request.id, said))
@@ -321,7 +324,7 @@ class Peer:
                 answer.set_exception(self._closed_error())
         self._calls.clear()
         self._writer.close()  # sends what is still in the buffer
-        self._loop.call_later(self._limits.write_s, self._writer.transport.abort)
+        self._abort = self._loop.call_later(self._limits.write_s, self._writer.transport.abort)
         for task in self._tasks - {asyncio.current_task()}:
             task.cancel()
         self._ended.set_result(self.closed)
@@ -338,8 +341,11 @@ class Peer:
 
 def _error_of(error: Any, where: str) -> RpcError:
     """What the peer's method raised; a stranger's error may be anything."""
-    if isinstance(error, dict) and isinstance(error.get("code"), str) and isinstance(error.get("message"), str):
-        return RpcError(error["code"], f"{where}: {_text([error['message']])}")
+    match error:
+        case [str(code), str(message)]:
+            return RpcError(code, f"{where}: {_text([message])}")
+        case [int(), str(message)]:  # Neovim's
+            return RpcError("other", f"{where}: {_text([message])}")
     return RpcError("other", f"{where}: {_text([error])}")
 
 

@@ -354,12 +354,17 @@ def _id(value: Any) -> int:
 
 
 def _method(value: Any) -> str:
+    if type(value) is bytes:  # from those who know strings of the time before MessagePack had "bin", such as pynvim
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise RemoteError("found a method that is not UTF-8") from None
     if type(value) is not str or not 0 < len(value) <= MAX_METHOD_LENGTH:
         raise RemoteError(f"found {_kind(value)} as method, accepted a string of 1 to {MAX_METHOD_LENGTH} characters")
     return value
 
 
-def _own_method(value: Any) -> str:
+def _own_method(value: str) -> str:
     try:
         return _method(value)
     except RemoteError as error:

@@ -456,3 +456,32 @@ def test_only_those_whom_the_authority_knows(tmp_path: Path, files: TlsFiles) ->
                 assert await peer.call("add", [1, 2]) == 3
 
     run(main())
+
+
+# ---- Strangers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (["no-stream", "not here"], "no-stream", "get: not here"),
+        ([0, "Vim: not here"], "other", "get: Vim: not here"),
+        ("not here\x1b[2J", "other", r"get: not here\?\[2J"),
+        ({"code": 5}, "other", r"get: \{'code': 5\}"),
+        (False, "other", "get: False"),
+    ],
+)
+def test_errors_of_others(tmp_path: Path, error: Any, code: str, text: str) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (server, url), stranger(url) as (reader, writer):
+            await until(lambda: server.peers)
+            (peer,) = server.peers
+            call = asyncio.create_task(peer.call("get"))
+            _, number, method, _ = msgpack.unpackb(await reader.read(100))
+            assert method == "get"
+            writer.write(msgpack.packb([1, number, error, None]))
+            with pytest.raises(RpcError, match=text) as caught:
+                await call
+            assert caught.value.code == code
+
+    run(main())

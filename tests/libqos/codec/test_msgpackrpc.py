@@ -49,6 +49,9 @@ class TestReading:
         assert complaint == ""
         assert events == [Request(7, "add", [1, 2]), Notification("tick", []), Response(0, None, "ok")]
 
+    def test_a_method_may_be_binary(self) -> None:
+        assert read(b"\x93\x02\xc4\x04tick\x90") == ([Notification("tick", [])], "")
+
     def test_more_is_needed(self) -> None:
         connection = Connection()
         for byte in REQUEST[:-1]:
@@ -73,7 +76,8 @@ class TestReading:
             (b"\x94\x00\xff\xa1t\x90", "found -1 as id"),
             (b"\x94\x00\xc2\xa1t\x90", "found False as id"),
             (b"\x94\x00\xcf\x00\x00\x00\x01\x00\x00\x00\x00\xa1t\x90", "found 4294967296 as id"),
-            (b"\x94\x00\x01\xc4\x01t\x90", "found binary as method"),
+            (b"\x94\x00\x01\xc4\x01\xff\x90", "found a method that is not UTF-8"),
+            (b"\x94\x00\x01\x05\x90", "found 5 as method"),
             (b"\x94\x00\x01\xa0\x90", "found '' as method"),
             (b"\x94\x00\x01\xd9\x81" + b"m" * 129 + b"\x90", "as method, accepted a string of 1 to 128"),
             (b"\x94\x00\x01\xa1t\x80", "found a map as params"),
