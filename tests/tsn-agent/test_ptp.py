@@ -41,7 +41,7 @@ async def main():
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
     async with Ptp(PtpConfig(**config), Path(sys.argv[1]), limits=PtpLimits(**limits)) as ptp:
         async for status in ptp.status.changes():
-            print(json.dumps({**dataclasses.asdict(status), "pid": ptp.ptp4l.pid.value}), flush=True)
+            print(json.dumps({**dataclasses.asdict(status), "pid": ptp.ptp4l.pid}), flush=True)
 try:
     asyncio.run(main())
 except asyncio.CancelledError:
@@ -255,7 +255,7 @@ def test_the_configuration(tmp_path: Path) -> None:
         *lines
     }
     assert replace(CONFIG, system_clock=True).phc2sys(tmp_path / "s")[1:] == [
-        "-s", "eth0", "-c", "CLOCK_REALTIME", "-w", "-m", "-q", "-z", f"{tmp_path}/s", "-n", "0",
+        "-s", "eth0", "-c", "CLOCK_REALTIME", "-w", "-m", "-q", "-l", "5", "-z", f"{tmp_path}/s", "-n", "0",
         "--transportSpecific=0",
     ]  # fmt: skip
 

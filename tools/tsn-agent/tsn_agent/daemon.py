@@ -12,7 +12,6 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Final, Self
 
-from libqos.watched import Watched
 from tsn_agent.ptpconfig import program
 
 if TYPE_CHECKING:
@@ -32,10 +31,10 @@ class Daemon:
     def __init__(self, name: str, command: Sequence[str], *, first_s: float = 0.5, most_s: float = 30.0) -> None:
         """`first_s`, `most_s`: the pause before the second start, and the longest, in seconds; it doubles."""
         self.name = name
-        self.pid: Watched[int | None] = Watched(None)  # while it runs
+        self.pid: int | None = None  # while it runs
         self.starts = 0
         self.last_error = ""  # why it ended last
-        self._command = [program("setpriv"), "--pdeathsig", "KILL", *command]
+        self._command = [program("setpriv", "util-linux"), "--pdeathsig", "KILL", *command]
         self._first_s, self._most_s = first_s, most_s
         self._said: deque[str] = deque(maxlen=_LINES)
         self._process: asyncio.subprocess.Process | None = None
@@ -79,14 +78,14 @@ class Daemon:
             *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT, limit=_LINE_BYTES,
         )  # fmt: skip
-        self.pid.value = process.pid
+        self.pid = process.pid
         try:
             await self._listen(process)
             status = await process.wait()
             how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             self.last_error = f"{self.name} ended ({how}): {'; '.join(self._said) or 'it said nothing'}"
         finally:
-            self.pid.value = None
+            self.pid = None
             self._process = None
             await self._stop(process)
 

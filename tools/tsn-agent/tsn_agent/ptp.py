@@ -111,9 +111,8 @@ class Questions:
         """One question, and so many answers. Raises PtpError."""
         self._sequence = (self._sequence + 1) % (1 << 16)
         config = self._config
-        question = ptpmgmt.get(
-            what, self._sequence, domain=config.domain, transport_specific=config.transport_specific
-        )  # fmt: skip
+        how = {"domain": config.domain, "transport_specific": config.transport_specific}
+        question = ptpmgmt.get(what, self._sequence, **how)
         found: list[ptpmgmt.Answer] = []
         try:
             async with asyncio.timeout(self._answer_s):
@@ -168,9 +167,7 @@ class Ptp:
     async def __aenter__(self) -> Self:
         self._file.write_text(self.config.text(self._server))
         async with contextlib.AsyncExitStack() as stack:
-            questions = stack.enter_context(
-                Questions(self._client, self._server, self.config, self.limits.answer_s)
-            )  # fmt: skip
+            questions = stack.enter_context(Questions(self._client, self._server, self.config, self.limits.answer_s))
             for daemon in (self.ptp4l, self.phc2sys):
                 if daemon is not None:
                     await stack.enter_async_context(daemon)
@@ -183,9 +180,14 @@ class Ptp:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         await self._stack.aclose()
-        self.status.value = replace(self.status.value, synchronised=False, ports=(), offset_ns=None)
 
     async def _watch(self, questions: Questions) -> None:
+        try:
+            await self._look_again_and_again(questions)
+        finally:  # whatever it was: nobody looks any more
+            self.status.value = replace(self.status.value, synchronised=False, ports=(), offset_ns=None)
+
+    async def _look_again_and_again(self, questions: Questions) -> None:
         clock = asyncio.get_running_loop().time
         judge = Judge(self.limits)
         answered = clock()

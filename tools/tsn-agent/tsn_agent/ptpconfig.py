@@ -15,8 +15,8 @@ from libqos.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-PACKAGE: Final = "apt-get install linuxptp"
 _PLACES: Final = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+_NOTICE: Final = 5  # LOG_NOTICE of syslog(3): changes of state, and what goes wrong
 _MAX_INTERFACE: Final = 15  # IFNAMSIZ, without its end
 
 # name in linuxptp, smallest and largest value
@@ -87,6 +87,7 @@ class PtpConfig:
             "free_running": int(self.free_running),
             "use_syslog": 0,
             "verbose": 1,
+            "logging_level": _NOTICE,
             **{name: getattr(self, field) for field, (name, *_) in _RANGES.items()},
         }
         lines = [f"{name} {value}" for name, value in options.items()]
@@ -99,13 +100,13 @@ class PtpConfig:
     def phc2sys(self, socket: Path) -> list[str]:
         """The command line: waits until the ptp4l at `socket` is synchronised, and has the offset to UTC from it."""
         return [
-            program("phc2sys"), "-s", self.interfaces[0], "-c", "CLOCK_REALTIME", "-w", "-m", "-q",
+            program("phc2sys"), "-s", self.interfaces[0], "-c", "CLOCK_REALTIME", "-w", "-m", "-q", "-l", str(_NOTICE),
             "-z", str(socket), "-n", str(self.domain), f"--transportSpecific={self.transport_specific}",
         ]  # fmt: skip
 
 
-def program(name: str) -> str:
-    """Where a program of linuxptp is. Raises InputError that says how to get it."""
+def program(name: str, package: str = "linuxptp") -> str:
+    """Where a program is. Raises InputError that says how to get it."""
     if (found := shutil.which(name)) is None and (found := shutil.which(name, path=_PLACES)) is None:
-        raise InputError(f"{name} is not installed: {PACKAGE}")
+        raise InputError(f"{name} is not installed: apt-get install {package}")
     return found
