@@ -12,7 +12,6 @@ import pytest
 from libqos.endpoint import Endpoint, EndpointError, Listeners, TlsFiles, parse, tls_context
 from libqos.errors import InputError
 from libqos.lock import LockError
-from tests.certificates import certificates
 from tests.waiting import free_port
 
 if TYPE_CHECKING:
@@ -95,11 +94,6 @@ def test_no_such_host() -> None:
 
 
 class TestTls:
-    @pytest.fixture
-    def files(self, tmp_path: Path) -> TlsFiles:
-        certificates(tmp_path)
-        return TlsFiles(tmp_path / "ca.crt", tmp_path / "host.crt", tmp_path / "host.key")
-
     def test_only_tls_needs_them(self, files: TlsFiles) -> None:
         assert tls_context(parse("tcp://[::1]:1"), None, server=True) is None
         with pytest.raises(InputError, match="needs three files"):

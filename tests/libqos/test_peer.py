@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import signal
-import socket
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
@@ -17,102 +14,15 @@ import pytest
 
 from libqos.codec import msgpackrpc
 from libqos.codec.msgpackrpc import LocalError
-from libqos.endpoint import EndpointError, TlsFiles
 from libqos.peer import CLOSE, Closed, Limits, Peer, connect
-from libqos.peerserver import Server, serve
+from libqos.peerserver import serve
 from libqos.rpc import RpcError
-from tests.certificates import certificates
+from tests.libqos.peers import METHODS, add, last_words, run, served, stranger, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
     from pathlib import Path
 
-WATCHDOG_S: Final = 20.0
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a test's coroutine; a task that is left behind fails it."""
-
-    async def watched() -> None:
-        async with asyncio.timeout(WATCHDOG_S):
-            await main
-        await asyncio.sleep(0)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(watched())
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """The watchdog of `run` ends it."""
-    while not condition():
-        await asyncio.sleep(0.005)
-
-
-async def add(_: Peer, params: list[Any]) -> Any:
-    return sum(params)
-
-
-async def echo(_: Peer, params: list[Any]) -> Any:
-    return params
-
-
-async def back(peer: Peer, params: list[Any]) -> Any:
-    """Call what the caller offers."""
-    return await peer.call(params[0], params[1:])
-
-
-async def refuse(_: Peer, __: list[Any]) -> None:
-    raise RpcError("no-stream", "found stream 5, accepted 1 to 4")
-
-
-async def fail(_: Peer, __: list[Any]) -> None:
-    raise KeyError("a bug")
-
-
-async def nonsense(_: Peer, __: list[Any]) -> Any:
-    return object()
-
-
-async def never(_: Peer, __: list[Any]) -> None:
-    await asyncio.Event().wait()
-
-
-METHODS = {"add": add, "back": back, "echo": echo, "refuse": refuse, "fail": fail, "nonsense": nonsense, "never": never}
-
-
-@contextlib.asynccontextmanager
-async def served(tmp_path: Path, limits: Limits | None = None, **how: Any) -> AsyncIterator[tuple[Server, str]]:
-    url = f"unix://{tmp_path}/server.sock"
-    async with await serve(url, how.pop("methods", METHODS), limits=limits, **how) as server:
-        yield server, url
-
-
-@contextlib.asynccontextmanager
-async def stranger(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection that says what it likes."""
-    reader, writer = await asyncio.open_unix_connection(url.removeprefix("unix://"))
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-
-async def last_words(reader: asyncio.StreamReader) -> list[Any]:
-    """What the server has said before it closed."""
-    unpacker = msgpack.Unpacker()
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(1 << 16):
-            unpacker.feed(data)
-    return list(unpacker)[-1]  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> TlsFiles:
-    certificates(tmp_path)
-    return TlsFiles(tmp_path / "ca.crt", tmp_path / "host.crt", tmp_path / "host.key")
-
+    from libqos.endpoint import TlsFiles
 
 # ---- Calls ----------------------------------------------------------------------------------------------------------
 
@@ -354,106 +264,6 @@ def test_more_notifications_than_can_be_handled(tmp_path: Path) -> None:
             assert closed.code == "by-peer"
             assert closed.message == "closed by the peer: found more than 10 notifications that wait"
             assert server.counters.closed == {"flood": 1}
-
-    run(main())
-
-
-def test_a_thousand_connections_and_no_more(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < 2500:
-        pytest.skip(f"{hard} descriptors are too few")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2500), hard))
-
-    async def main() -> None:
-        async with served(tmp_path) as (server, url), contextlib.AsyncExitStack() as stack:
-            for _ in range(1000):
-                await stack.enter_async_context(stranger(url))
-            await until(lambda: len(server.peers) == 1000)
-            peer = await connect(url, {})
-            closed = await peer.wait_closed()
-            assert (
-                closed.message == "closed by the peer: there are 1000 connections, and more are not accepted; try later"
-            )
-            assert server.counters.closed == {"busy": 1}
-            await stack.aclose()
-            await until(lambda: not server.peers)
-            async with await connect(url, {}) as peer:
-                assert await peer.call("add", [1, 2]) == 3
-
-    try:
-        run(main())
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_a_server_that_ends_says_so(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with served(tmp_path) as (_, url):
-            peer = await connect(url, {})
-            assert await peer.call("add", [1]) == 1
-        closed = await peer.wait_closed()
-        assert (closed.code, closed.message) == ("by-peer", "closed by the peer: the server ends")
-        with pytest.raises(RpcError, match=r"server.sock: No such file"):
-            await connect(url, {})
-
-    run(main())
-
-
-def test_two_servers_on_one_address(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with await serve("tcp://127.0.0.1:0", METHODS) as server:
-            url = f"tcp://{server.addresses[0]}"
-            with pytest.raises(EndpointError, match="Address already in use"):
-                await serve(url, METHODS)
-            async with await connect(url, {}) as peer:
-                assert await peer.call("add", [1, 2]) == 3
-
-    run(main())
-
-
-def test_who_is_refused_at_the_door(tmp_path: Path) -> None:
-    async def main() -> None:
-        def look(peer: Peer) -> None:
-            peer.close("closed", "not today")
-
-        async with served(tmp_path, connected=look) as (_, url):
-            closed = await (await connect(url, {})).wait_closed()
-            assert closed.message == "closed by the peer: not today"
-
-    run(main())
-
-
-def test_names_that_are_taken(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"peer\.ping"):
-        run(serve(f"unix://{tmp_path}/server.sock", {"peer.ping": add}))  # type: ignore[arg-type]
-
-
-# ---- TLS ------------------------------------------------------------------------------------------------------------
-
-
-def test_only_those_whom_the_authority_knows(tmp_path: Path, files: TlsFiles) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    certificates(elsewhere)
-    foreign = TlsFiles(files.authority, elsewhere / "host.crt", elsewhere / "host.key")
-
-    async def main() -> None:
-        limits = Limits(connect_s=0.5)
-        async with await serve("tls://127.0.0.1:0", METHODS, tls=files, limits=limits) as server:
-            url = f"tls://{server.addresses[0]}"
-            with pytest.raises(RpcError, match="certificate verify failed"):
-                await connect(url, {}, tls=replace(files, authority=elsewhere / "ca.crt"))
-            with contextlib.suppress(RpcError):  # a client of TLS 1.3 hears of it when it reads
-                assert (await (await connect(url, {}, tls=foreign)).wait_closed()).code == "gone"
-            await until(lambda: server.counters.handshakes_failed == 2)
-            host, port = server.addresses[0].rsplit(":", 1)
-            with socket.create_connection((host, int(port))) as plain:
-                plain.sendall(msgpack.packb([0, 1, "add", []]))
-                await until(lambda: server.counters.handshakes_failed == 3)
-            with socket.create_connection((host, int(port))):  # says nothing
-                await until(lambda: server.counters.handshakes_failed == 4)
-            async with await connect(url, {}, tls=files) as peer:
-                assert await peer.call("add", [1, 2]) == 3
 
     run(main())
 

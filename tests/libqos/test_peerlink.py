@@ -10,7 +10,7 @@ from libqos.errors import InputError
 from libqos.peerlink import Link, LinkState
 from libqos.peerserver import serve
 from libqos.rpc import RpcError
-from tests.libqos.test_peer import METHODS, add, run
+from tests.libqos.peers import METHODS, add, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
