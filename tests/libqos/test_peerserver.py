@@ -100,7 +100,7 @@ def test_only_those_whom_the_authority_knows(tmp_path: Path, files: TlsFiles) ->
     foreign = TlsFiles(files.authority, elsewhere / "host.crt", elsewhere / "host.key")
 
     async def main() -> None:
-        limits = Limits(connect_s=0.5)
+        limits = Limits(connect_s=2.0)
         async with await serve("tls://127.0.0.1:0", METHODS, tls=files, limits=limits) as server:
             url = f"tls://{server.addresses[0]}"
             with pytest.raises(RpcError, match="certificate verify failed"):
