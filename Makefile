@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-c test-python test-sanitize fuzz lint format bench install clean
+.PHONY: help setup demo test test-c test-python test-sanitize tsn-kernel fuzz lint format bench install clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | column -t -s '#'
@@ -30,6 +30,9 @@ test-python: setup
 test-sanitize: setup ## C tests under AddressSanitizer + UBSan, then under ThreadSanitizer
 	@.ci/sanitize build-asan address,undefined
 	@.ci/sanitize build-tsan thread
+
+tsn-kernel: ## a kernel with simulated time and PTP clock, for the tests; half an hour, once (tests/testbed/README.md)
+	@.ci/tsn-kernel
 
 fuzz: setup ## every fuzz target for a moment; TARGET=name RUNS=n: one of them (CONTRIBUTING.md)
 	@.ci/fuzz $(TARGET) $(RUNS)

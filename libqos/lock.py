@@ -21,8 +21,9 @@ class LockError(QosError):
 class Lock:
     """Holds `path`, with our process id in it."""
 
-    def __init__(self, path: Path, serves: Path, daemon: str) -> None:
-        """Raises LockError naming the holder, or why the file cannot be made."""
+    def __init__(self, path: Path, serves: Path, *, name: str = "process") -> None:
+        """`serves`: the socket; `name`: what the holder is, for messages. Raises LockError naming the holder, or why
+        the file cannot be made."""
         self.path = path
         while True:
             try:
@@ -35,7 +36,7 @@ class Lock:
                 holder = os.pread(self._fd, 32, 0).decode(errors="replace").strip() or "unknown"
                 os.close(self._fd)
                 raise LockError(
-                    f"{serves}: another {daemon} (pid {holder}) serves this socket; stop it, or give another --socket"
+                    f"{serves}: another {name} (pid {holder}) serves this socket; stop it, or give another --socket"
                 ) from None
             if self._current():
                 break

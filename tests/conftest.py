@@ -78,6 +78,7 @@ RESOURCES: dict[str, tuple[str, Callable[[], str | None]]] = {
     "tsn": ("a kernel with taprio and etf", _tsn),
     "tsn_own": ("one with simulated time and a PTP clock", _tsn_own),
     "perf": ("perf, and the right to sample CPUs", _perf),
+    "linuxptp": ("linuxptp", _program("ptp4l")),
     "gcc": ("a C compiler", _program("gcc")),
     "pkgconfig": ("pkg-config", _program("pkg-config")),
     "jq": ("jq", _program("jq")),

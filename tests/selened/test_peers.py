@@ -16,6 +16,8 @@ from selened import wire
 from selened.plans import MAX_WINDOW_BYTES
 from selened.wire import lib
 
+from tests.certificates import certificates
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -387,25 +389,8 @@ def test_a_stalled_peer_delays_a_client_by_a_bounded_time(make_daemon: Any) -> N
 # ---- TLS ----
 
 
-def certificates(directory: Path) -> None:
-    """An authority, and a certificate of it for 127.0.0.1."""
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-
-    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1")
-    openssl(*new, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=authority")
-    openssl(
-        *new, "-CA", "ca.crt", "-CAkey", "ca.key", "-keyout", "host.key", "-out", "host.crt", "-subj", "/CN=host",
-        "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
-    )  # fmt: skip
-
-
 def test_daemons_with_certificates_speak_and_others_do_not(make_daemon: Any, until: Any, tmp_path: Path) -> None:
-    try:
-        certificates(tmp_path)
-    except (OSError, subprocess.CalledProcessError) as failure:
-        pytest.skip(f"openssl cannot make certificates: {failure}")
+    certificates(tmp_path)
     tls = f"""
 [tls]
 certificate = "{tmp_path}/host.crt"

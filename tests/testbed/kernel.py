@@ -10,7 +10,7 @@ over; there is no input.
 In simulated time the clock stands still while a program computes, and jumps to the next timer when all sleep: what is
 measured depends on nothing that the host does.
 
-Found in this order: `QOS_TSN_KERNEL` (a path), the project's cache, Debian's `linux.uml`.
+Found in this order: `QOS_TSN_KERNEL` (a path), the project's cache (`make tsn-kernel`), Debian's `linux.uml`.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ def find(*, own: bool = False) -> Kernel:
     elif (stock := _program("linux.uml")) is not None:
         kernel = _built_with(Path(stock))
     else:
-        raise KernelError(f"apt-get install {' '.join(STOCK_PACKAGES)}; or name a kernel by QOS_TSN_KERNEL")
+        raise KernelError(f"apt-get install {' '.join(STOCK_PACKAGES)}; or make tsn-kernel")
     if own and not (kernel.simulated_time and kernel.ptp_clock):
-        raise KernelError(f"{kernel.path} has no simulated time or PTP clock; name one by QOS_TSN_KERNEL that has")
+        raise KernelError(f"{kernel.path} has no simulated time or PTP clock; make tsn-kernel builds one")
     return kernel
 
 

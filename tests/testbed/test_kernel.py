@@ -121,7 +121,7 @@ def test_no_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(kernel, "_program", lambda name: None if name == "linux.uml" else f"/bin/{name}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("QOS_TSN_KERNEL", raising=False)
-    with pytest.raises(kernel.KernelError, match=r"apt-get install user-mode-linux .*QOS_TSN_KERNEL"):
+    with pytest.raises(kernel.KernelError, match=r"apt-get install user-mode-linux .*make tsn-kernel"):
         kernel.find()
 
 

@@ -66,7 +66,7 @@ class Daemon:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises QosError when it cannot start or go on."""
         paths.check_socket(self.path)
-        lock = Lock(Path(f"{self.path}.lock"), self.path, "selened")
+        lock = Lock(Path(f"{self.path}.lock"), self.path, name="selened")
         try:
             await self._run()
         finally:

@@ -72,7 +72,7 @@ class Agent:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises QosError when it cannot start."""
         paths.check_socket(self.path)
-        lock = Lock(Path(f"{self.path}.lock"), self.path, "tsn-agent")
+        lock = Lock(Path(f"{self.path}.lock"), self.path, name="tsn-agent")
         try:
             await self._run()
         finally:
