@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""End-to-end QoS in TSN networks (thesis 4.2)."""
