@@ -105,6 +105,8 @@ class Command:
 class Traffic:
     """Starts talkers and listeners, and ends them with the test."""
 
+    bin = BIN
+
     def __init__(self) -> None:
         self.port = free_port()
         self._commands: list[Command] = []
@@ -125,6 +127,14 @@ class Traffic:
 
     def talk(self, *arguments: object, destination: str = "127.0.0.1") -> Command:
         return self.start("tsn-talker", "--destination", destination, "--port", self.port, *arguments)
+
+    @staticmethod
+    def finish(talker: Command, listener: Command, stream: str = "stream") -> None:
+        """Wait for the end of the talker, until all that it has sent has arrived, and end the listener."""
+        assert talker.end() == 0, talker.errors
+        (sent,) = talker.of("talker", stream=stream, final=True)
+        listener.wait_for("listener", stream=stream, received=sent["sent"])
+        assert listener.end(signal.SIGTERM) == 0, listener.errors
 
     @staticmethod
     def packet(number: int, launch_ns: int, *, stream: int = 1, flags: int = 0, send_ns: int | None = None) -> bytes:

@@ -230,6 +230,7 @@ static void send_next(struct qos_talker *talker, struct stream *s, uint64_t now_
     qos_hist_record(s->lateness, now_ns - due(s));
     qos_packet_encode(s->packet + s->talk.prefix_bytes, &packet);
     int error = send_packet(s, packet.launch_ns);
+    uint64_t invalid = s->counters.invalid;
     if (error != 0) {
         /* It may be that of an ICMP error about an earlier packet; taken from the queue, it is gone. */
         uint64_t unreachable = s->counters.unreachable;
@@ -237,7 +238,7 @@ static void send_next(struct qos_talker *talker, struct stream *s, uint64_t now_
         if (s->counters.unreachable != unreachable)
             error = send_packet(s, packet.launch_ns);
     }
-    if (error != 0) {
+    if (error != 0 && s->counters.invalid == invalid) { /* else the queue has said it, and better */
         struct qos_event event = {.kind = QOS_EVENT_FAILED,
                                   .stream = index_of(talker, s),
                                   .error = error,

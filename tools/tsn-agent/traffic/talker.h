@@ -40,7 +40,8 @@ struct qos_talk {
     uint8_t address[QOS_TALKER_ADDRESS_MAX]; /* a struct sockaddr; none where the prefix says it */
 };
 
-/* Since the stream was added. sent + failed + skipped = numbers used. */
+/* Since the stream was added. sent + failed + skipped = numbers used; those whose launch time was missed have been sent, invalid ones are
+ * among the failed. */
 struct qos_talk_counters {
     uint64_t sent;
     uint64_t failed;
