@@ -60,7 +60,7 @@ def inside(traffic: Any, folder: Path, *, spin: str) -> float:
         assert received["received"] == sent["sent"]
         assert received["timestamps"] == {"software": sent["sent"]}
     samples = listener.of("latency")
-    right = sum(
+    right: int = sum(
         (sample["ts_ns"] % CYCLE_NS < WINDOW_NS) == (sample["stream"] == "first") for sample in samples
     )  # fmt: skip
     return right / len(samples)
