@@ -102,7 +102,7 @@ def streams(folder: Path, size: int, count: int) -> tuple[Path, Path]:
         head = f'[[streams]]\nname = "{path}"\nid = {number}\nperiod = {CYCLE_NS}\n'
         talk += f'{head}destination = "10.0.{number}.2"\npriority = 3\noffset = {OFFSET_NS}\n'
         talk += f"size = {size}\ncount = {count}\n"
-        listen += f"{head}base_time = {CYCLE_NS}\ndeadline = {WINDOW_NS}\n"
+        listen += f"{head}base_time = 0\ndeadline = {WINDOW_NS}\n"
     (folder / "talk.toml").write_text(talk)
     (folder / "listen.toml").write_text(listen)
     return folder / "talk.toml", folder / "listen.toml"

@@ -76,6 +76,16 @@ def test_in_real_time_nearly_all_do(traffic: Any, tmp_path: Path) -> None:
     assert inside(traffic, tmp_path, spin="0") >= 0.95
 
 
+@pytest.mark.tsn_kernel(simulated_time=True)
+def test_silence_is_said_within_its_cycles_and_a_millisecond(traffic: Any) -> None:
+    listener = traffic.listen("--samples", "--silence", 3)
+    assert traffic.talk("--count", 20, "--spin", 0).end() == 0
+    silent = listener.wait_for("sequence", event="silent")
+    last = listener.of("latency")[-1]
+    assert (last["seq"], silent["seq"]) == (19, 20)
+    assert 3 * WINDOW_NS <= silent["ts_ns"] - last["ts_ns"] <= 4 * WINDOW_NS
+
+
 class Launches:
     """A talker with launch times, whose class has a queue with etf; a listener at the other end of the link."""
 

@@ -162,6 +162,8 @@ def complaint(*arguments: object) -> tuple[int, str]:
         (("--destination", "::1", "--period", "0"), 2, "option --period: found '0', accepted a time such as"),
         (("--destination", "::1", "--period", "-1ms"), 2, "option --period: found '-1ms', accepted a time such as"),
         (("--destination", "02:00:00:00:00:01"), 2, "interface: found nothing"),
+        (("--destination", "fe80::1"), 2, "interface: found nothing"),
+        (("--destination", "fe80::1%lo"), 2, "the interface of a link-local one is an option of its own"),
         (("--destination", "::1", "--hold"), 2, "hold: found without agent"),
         (("--destination", "::1", "--interface", "nope0"), 1, "no interface 'nope0', accepted lo"),
     ],
@@ -170,6 +172,37 @@ def test_what_cannot_be_is_said(arguments: tuple[object, ...], status: int, word
     code, said = complaint(*arguments)
     assert code == status
     assert words in said
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize(
+    ("missing", "arguments", "status", "words"),
+    [
+        (
+            "-net_admin",
+            ("--destination", "::1", "--launch-time"),
+            1,
+            "CAP_NET_ADMIN (launch times, priorities above 6)",
+        ),
+        ("-net_admin,-net_raw", ("--destination", "::1", "--priority", "7"), 1, "CAP_NET_ADMIN (launch times, prio"),
+        ("-net_raw", ("--destination", "02:00:00:00:00:01", "--interface", "lo"), 1, "CAP_NET_RAW (raw Ethernet) is"),
+        ("-sys_nice", ("--destination", "::1", "--count", "1", "--scheduling", "fifo"), 0, "goes on without fifo 80: "),
+    ],
+)
+def test_a_missing_privilege_is_said(missing: str, arguments: tuple[str, ...], status: int, words: str) -> None:
+    done = subprocess.run(
+        ["setpriv", f"--bounding-set={missing}", "prlimit", "--rtprio=0", BIN / "tsn-talker", *arguments],
+        capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert words in done.stderr
+
+
+@pytest.mark.needs_root
+def test_launch_times_that_nobody_keeps_are_said() -> None:
+    code, said = complaint("--destination", "127.0.0.1", "--interface", "lo", "--launch-time", "--count", 1)
+    assert code == 0
+    assert "warning: stream stream: lo has no etf: packets leave when they are sent, 500000 ns before" in said
 
 
 def test_a_faulty_file_is_named_with_line_and_key(tmp_path: Path) -> None:
@@ -192,6 +225,23 @@ def test_bounds_in_both_languages() -> None:
     assert lib.QOS_LISTENER_SOCKETS_MAX >= traffic_settings.MAX_STREAMS
     assert lib.QOS_PACKET_SIZE == traffic_settings.HEADER_BYTES
     assert lib.QOS_TALKER_PAYLOAD_MAX == 65507
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_netns
+@pytest.mark.parametrize("group", ["239.1.2.3", "ff15::123"])
+def test_a_multicast_group(traffic: Any, group: str) -> None:
+    with Network() as network:
+        here, there = network.host("talker"), network.host("listener")
+        port, other = network.link(here, there)
+        port.add("10.0.0.1/24", "fd00::1/64")
+        other.add("10.0.0.2/24", "fd00::2/64")
+        listener = traffic.start(*in_host(there, "tsn-listener"), "--address", group, "--interface", other.name,
+                                 "--interval", "20ms")  # fmt: skip
+        listener.wait_for("listener")
+        talker = traffic.start(*in_host(here, "tsn-talker"), "--destination", group, "--interface", port.name,
+                               "--count", 50)  # fmt: skip
+        traffic.finish(talker, listener)
 
 
 @pytest.mark.needs_root

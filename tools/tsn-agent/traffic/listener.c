@@ -134,7 +134,7 @@ static uint64_t windows_late(struct stream *s, uint64_t launch_ns, uint64_t at_n
 {
     const struct qos_listen *listen = &s->listen;
     uint64_t begin = launch_ns;
-    if (listen->base_ns != 0 && launch_ns >= listen->base_ns)
+    if (launch_ns >= listen->base_ns) /* never, if there is none */
         begin -= (launch_ns - listen->base_ns) % listen->period_ns;
     if (at_ns < begin) {
         s->counters.early++;

@@ -18,6 +18,7 @@
 #define QOS_LISTENER_STREAMS_MAX 64
 #define QOS_LISTENER_SOCKETS_MAX 64
 #define QOS_LISTENER_LATE_MAX 16 /* windows; the last place counts all that are later */
+#define QOS_LISTENER_NO_BASE (~0ull)
 #define QOS_LISTENER_SLICE_NS 20000000
 
 struct qos_listen {
@@ -25,7 +26,7 @@ struct qos_listen {
     uint32_t silence; /* cycles without a packet that are reported; 0: none are */
     uint64_t period_ns;
     uint64_t deadline_ns;
-    uint64_t base_ns; /* TAI; 0: each packet says when its window begins */
+    uint64_t base_ns; /* TAI; QOS_LISTENER_NO_BASE: each packet says when its window begins */
     uint64_t last;    /* the number that ends the stream; UINT64_MAX: none does */
 };
 

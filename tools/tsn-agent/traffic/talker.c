@@ -82,6 +82,7 @@ int qos_talker_start(struct qos_talker *talker, uint32_t index, const struct qos
     struct stream *s = &talker->stream[index];
     pthread_mutex_lock(&talker->lock);
     s->talk = *talk;
+    memset(s->packet, 0, QOS_TALKER_PREFIX_MAX + QOS_TALKER_PAYLOAD_MAX);
     memcpy(s->packet, talk->prefix, talk->prefix_bytes);
     s->period = 0;
     s->sends = true;
@@ -227,10 +228,10 @@ static void send_next(struct qos_talker *talker, struct stream *s, uint64_t now_
         .launch_ns = s->talk.base_ns + s->period * s->talk.period_ns,
         .send_ns = now_ns,
     };
+    uint64_t invalid = s->counters.invalid;
     qos_hist_record(s->lateness, now_ns - due(s));
     qos_packet_encode(s->packet + s->talk.prefix_bytes, &packet);
     int error = send_packet(s, packet.launch_ns);
-    uint64_t invalid = s->counters.invalid;
     if (error != 0) {
         /* It may be that of an ICMP error about an earlier packet; taken from the queue, it is gone. */
         uint64_t unreachable = s->counters.unreachable;

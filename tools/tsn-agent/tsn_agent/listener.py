@@ -42,7 +42,8 @@ class Stream:
         self._listener = listener
         told = {
             "stream": listen.id, "silence": listen.silence, "period_ns": listen.period,
-            "deadline_ns": listen.deadline or listen.period, "base_ns": listen.base_time,
+            "deadline_ns": listen.deadline or listen.period,
+            "base_ns": listen.base_time if listen.base_time >= 0 else lib.QOS_LISTENER_NO_BASE,
             "last": count - 1 if count else (1 << 64) - 1,
         }  # fmt: skip
         self._index: int = lib.qos_listener_add_stream(listener, ffi.new("struct qos_listen *", told))
@@ -91,9 +92,7 @@ class Stream:
         self._late_before = counters["late"]
         metrics, self._recent = (self.total if final else self._recent), self._metrics()
         records = [metric.summary(counters["lost"]) for metric in metrics if metric.count]
-        return [
-            {**record, "late": late, "stream": self.listen.name, "final": final} for record in records
-        ]  # fmt: skip
+        return [{**record, "late": late, "stream": self.listen.name, "final": final} for record in records]
 
 
 class Listener:
@@ -127,9 +126,7 @@ class Listener:
         from tsn_agent import traffic_sockets
         from tsn_agent._traffic import lib
 
-        places = {
-            (listen.address, listen.ethernet or listen.port, listen.interface): listen for listen in listens
-        }  # fmt: skip
+        places = {(listen.address, listen.ethernet or listen.port, listen.interface): listen for listen in listens}
         sockets = []
         for listen in places.values():
             sockets.append(traffic_sockets.open_listener(listen))
@@ -138,6 +135,8 @@ class Listener:
 
     def run(self) -> int:
         """Receive until the end that was asked for, or a signal; the exit status."""
+        import errno
+
         from tsn_agent._traffic import lib
 
         try:
@@ -151,8 +150,6 @@ class Listener:
             self._events.close()
             for each in self._sockets:
                 each.close()
-        import errno
-
         if self._loop.result == -errno.ETIME and self._settings.count:
             raise TooFewError(
                 f"nothing has come for {self._settings.timeout / 1e9:g} s, accepted {self._settings.count} periods of"
@@ -164,11 +161,11 @@ class Listener:
 
     def _handle(self) -> None:
         from tsn_agent._traffic import lib
-        from tsn_agent.traffic import NO_JITTER, unix_ns
+        from tsn_agent.traffic import NO_JITTER, tai_offset_ns
 
         alarms: dict[tuple[str, str], dict[str, Any]] = {}
         sample, samples = lib.QOS_EVENT_SAMPLE, self._settings.samples
-        offset_ns = -unix_ns(0)
+        offset_ns = tai_offset_ns()
         for event in self._events.take():
             stream = self._streams[event.stream]
             if event.kind == sample:
@@ -207,7 +204,7 @@ class Listener:
 
         return latency_record(
             event.sequence, event.latency_ns, event.at_ns - offset_ns, jitter_ns, stream=listen.name,
-            phase_ns=(event.at_ns - listen.base_time) % listen.period, late_windows=event.count,
+            phase_ns=(event.at_ns - max(0, listen.base_time)) % listen.period, late_windows=event.count,
             launch_ns=event.launch_ns, timestamp=STAMPS[event.stamp],
         )  # fmt: skip
 

@@ -110,6 +110,8 @@ class Talker:
         self._streams = [Stream(self._talker, talk) for talk in settings.all_streams()]
         self._by_name = {stream.talk.name: stream for stream in self._streams}
         if not settings.hold:
+            for stream in self._streams:  # in front of all starts: it takes longer than the first instants are away
+                _warn_of_no_etf(stream.talk)
             for stream in self._streams:
                 stream.start(stream.talk)
         self._agent: AgentLink | None = None
@@ -162,10 +164,10 @@ class Talker:
 
     @staticmethod
     def _transmitted(stream: str, event: Any) -> dict[str, Any]:
-        from tsn_agent.traffic import STAMPS, unix_ns
+        from tsn_agent.traffic import STAMPS, tai_offset_ns
 
         return {
-            "kind": "transmit", "ts_ns": unix_ns(event.at_ns), "stream": stream, "seq": event.sequence,
+            "kind": "transmit", "ts_ns": event.at_ns - tai_offset_ns(), "stream": stream, "seq": event.sequence,
             "launch_ns": event.launch_ns, "late_ns": event.at_ns - event.launch_ns, "timestamp": STAMPS[event.stamp],
         }  # fmt: skip
 
@@ -236,17 +238,31 @@ class Talker:
             cli.warn(f"{self._agent.unreported} reports did not get to the agent")
 
 
+def _warn_of_no_etf(talk: Talk) -> None:
+    """Without that queueing discipline Linux ignores launch times, and says nothing."""
+    from tsn_agent import traffic_sockets
+
+    if not talk.launch_time or not talk.interface:
+        return
+    interface = traffic_sockets.interface_of(talk)
+    if not traffic_sockets.keeps_launch_times(interface):
+        cli.warn(
+            f"stream {talk.name}: {interface} has no etf: packets leave when they are sent, {talk.lead} ns before their"
+            " launch time; tc qdisc replace dev … parent … etf clockid CLOCK_TAI delta 200000"
+        )
+
+
 def _problem(stream: str, event: Any) -> dict[str, Any]:
     """The record of a packet that did not leave, or not as it should."""
     from tsn_agent._traffic import lib
-    from tsn_agent.traffic import unix_ns
+    from tsn_agent.traffic import tai_offset_ns
 
     reasons = {
         lib.QOS_EVENT_MISSED: "launch-missed", lib.QOS_EVENT_INVALID: "launch-invalid",
         lib.QOS_EVENT_FAILED: "send-failed", lib.QOS_EVENT_SKIPPED: "skipped",
     }  # fmt: skip
     record = {
-        "kind": "error", "ts_ns": unix_ns(event.at_ns) if event.at_ns else time.time_ns(), "stream": stream,
+        "kind": "error", "ts_ns": event.at_ns - tai_offset_ns() if event.at_ns else time.time_ns(), "stream": stream,
         "reason": reasons[event.kind], "seq": event.sequence, "count": max(1, event.count),
     }  # fmt: skip
     if event.launch_ns:

@@ -55,10 +55,9 @@ def output(output_format: str) -> Output:
     return Table() if output_format == "table" else Writer(batch=True)
 
 
-def unix_ns(tai_ns: int) -> int:
-    """TAI as Unix time, by the offset that the kernel has."""
-    offset: int = lib.qos_stamps_offset()
-    return tai_ns - offset
+def tai_offset_ns() -> int:
+    """TAI minus Unix time, as the kernel has it."""
+    return int(lib.qos_stamps_offset())
 
 
 class Events:
@@ -77,10 +76,14 @@ class Events:
         return int(lib.qos_events_overflow(self.pointer))
 
     def take(self) -> Iterator[Any]:
-        """All events so far, as `struct qos_event`; each holds until the next one is asked for."""
-        while count := lib.qos_events_take(self.pointer, self._batch, _BATCH):
+        """The events so far, as `struct qos_event`, no more than the ring holds; each is valid until the next one is
+        asked for."""
+        for _ in range(lib.QOS_EVENTS_CAPACITY // _BATCH):
+            count = lib.qos_events_take(self.pointer, self._batch, _BATCH)
             for index in range(count):
                 yield self._batch[index]
+            if count < _BATCH:
+                return
 
     def close(self) -> None:
         lib.qos_events_free(self.pointer)

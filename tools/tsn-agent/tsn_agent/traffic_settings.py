@@ -52,8 +52,14 @@ def _destination(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError
     if value and not _MAC.fullmatch(value):
+        if "%" in value:
+            raise ValueError("the interface of a link-local one is an option of its own")
         return str(ipaddress.ip_address(value))
     return value.lower()
+
+
+def _is_link_local(address: str) -> bool:
+    return ":" in address and not is_mac(address) and ipaddress.ip_address(address).is_link_local
 
 
 def is_mac(destination: str) -> bool:
@@ -101,6 +107,8 @@ class Talk(_Stream):
             raise ValueError("interface: found nothing, accepted the name of one where destination is a MAC address")
         if self.vlan and not self.interface:
             raise ValueError("interface: found nothing, accepted the name of the one that vlan is on")
+        if _is_link_local(self.destination) and not self.interface:
+            raise ValueError("interface: found nothing, accepted the name of one where destination is link-local")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +121,16 @@ class Listen(_Stream):
     ethernet: bool = option(False, meaning="raw Ethernet on interface, in place of UDP")
     period: int = _duration(1_000_000, "publication cycle", least_ns=1000)
     deadline: int = _duration(0, "length of the window that a packet has to arrive in; 0 the period")
-    base_time: int = option(0, minimum=0, maximum=_MAX_INSTANT, meaning="TAI instant in ns that cycles, and with them"
-                            " windows, begin at; 0 at each packet's launch instant")  # fmt: skip
+    base_time: int = option(-1, minimum=-1, maximum=_MAX_INSTANT, meaning="TAI instant in ns that cycles, and with"
+                            " them windows, begin at; -1 at each packet's launch instant")  # fmt: skip
     silence: int = option(3, minimum=0, maximum=1_000_000, meaning="cycles without a packet after which a stream is"
                           " said to be silent; 0 never")  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.ethernet and not self.interface:
             raise ValueError("interface: found nothing, accepted the name of one with ethernet")
+        if _is_link_local(self.address) and not self.interface:
+            raise ValueError("interface: found nothing, accepted the name of one where address is link-local")
         if is_mac(self.address):
             raise ValueError("address: found a MAC address, accepted an IP address, or ethernet with interface")
 

@@ -47,6 +47,12 @@ class Way:
     address: bytes
 
 
+def interface_of(talk: Talk) -> str:
+    """The interface that packets leave through; empty where the kernel chooses it."""
+    tagged = talk.vlan and not is_mac(talk.destination)
+    return f"{talk.interface}.{talk.vlan}" if tagged else talk.interface
+
+
 def open_talker(talk: Talk) -> Way:
     """Open a socket for a stream. Raises TrafficError."""
     with _explained(talk.interface, f"stream {talk.name}"):
@@ -80,8 +86,29 @@ def open_listener(listen: Listen) -> socket.socket:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         if listen.interface:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, listen.interface.encode() + b"\0")
+        if listen.address and ipaddress.ip_address(address).is_multicast:
+            _join(opened, address, listen.interface)
         place = (address, listen.port)
         return _bound(opened, (*place, 0, _scope(address, listen.interface)) if ":" in address else place)
+
+
+def keeps_launch_times(interface: str) -> bool:
+    """Whether an interface, or the one below it (VLAN), has the etf queueing discipline; without it launch times are
+    ignored. True where that cannot be found out."""
+    try:
+        from pyroute2 import IPRoute
+    except ImportError:
+        return True
+    with _explained(interface, "launch times"), IPRoute() as route:
+        below: int | None = socket.if_nametoindex(interface)
+        while below:
+            if any(qdisc.get_attr("TCA_KIND") == "etf" for qdisc in route.get_qdiscs(below)):
+                return True
+            (link,) = route.get_links(below)
+            # that of a veth is its other end, which may be in another namespace
+            kind = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND")
+            below = link.get_attr("IFLA_LINK") if kind == "vlan" else None
+    return False
 
 
 def dropped(opened: socket.socket) -> int:
@@ -92,7 +119,7 @@ def dropped(opened: socket.socket) -> int:
 
 def _open_udp(talk: Talk) -> Way:
     address = ipaddress.ip_address(talk.destination)
-    interface = f"{talk.interface}.{talk.vlan}" if talk.vlan else talk.interface
+    interface = interface_of(talk)
     if address.version == 4:
         opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         where = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", talk.port, address.packed)
@@ -144,11 +171,22 @@ def _bound(opened: socket.socket, address: tuple[object, ...]) -> socket.socket:
     return opened
 
 
+def _join(opened: socket.socket, group: str, interface: str) -> None:
+    """Become a member of a multicast group, on the interface or on the one that the kernel takes (ip(7), ipv6(7))."""
+    index = socket.if_nametoindex(interface) if interface else 0
+    packed = ipaddress.ip_address(group).packed
+    if opened.family == socket.AF_INET:
+        opened.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, packed + struct.pack("=4xi", index))
+    else:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, packed + struct.pack("=I", index))
+
+
 def _scope(address: str, interface: str) -> int:
-    """The scope of a link-local address, which the interface says (RFC 4007)."""
+    """The scope of a link-local or multicast address, which the interface says (RFC 4007)."""
     if ":" not in address or not interface:
         return 0
-    return socket.if_nametoindex(interface) if ipaddress.ip_address(address).is_link_local else 0
+    where = ipaddress.IPv6Address(address)
+    return socket.if_nametoindex(interface) if where.is_link_local or where.is_multicast else 0
 
 
 _REMEDIES: Final = {
@@ -169,7 +207,7 @@ def _explained(interface: str, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENODEV, errno.ENXIO):
+        if error.errno in (errno.ENODEV, errno.ENXIO) or "no interface" in str(error):
             names = ", ".join(name for _, name in socket.if_nameindex())
             raise TrafficError(f"{what}: no interface {interface!r}, accepted {names}") from error
         remedy = _REMEDIES.get(error.errno or 0)
