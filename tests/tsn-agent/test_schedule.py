@@ -86,6 +86,34 @@ def test_silence_is_said_within_its_cycles_and_a_millisecond(traffic: Any) -> No
     assert 3 * WINDOW_NS <= silent["ts_ns"] - last["ts_ns"] <= 4 * WINDOW_NS
 
 
+@pytest.mark.tsn_kernel(simulated_time=True)
+def test_what_a_bad_network_does_is_counted(traffic: Any) -> None:
+    with Network() as network:
+        here, there = network.host("talker"), network.host("listener")
+        port, other = network.link(here, there)
+        port.add("10.0.0.1/24")
+        other.add("10.0.0.2/24")
+        here.run("busybox", "ping", "-c", 1, "10.0.0.2")
+        netem = ["netem", "loss", "5%", "duplicate", "5%", "delay", "3ms", "2ms"]
+        here.run("tc", "qdisc", "add", "dev", port.name, "root", *netem)
+        listener = traffic.start(*there.words(traffic.bin / "tsn-listener"), "--timeout", "3s", "--silence", 0)
+        listener.wait_for("listener")
+        talker = traffic.start(*here.words(traffic.bin / "tsn-talker"), "--destination", "10.0.0.2", "--count", PACKETS,
+                               "--spin", 0)  # fmt: skip
+        assert (talker.end(), listener.end()) == (0, 0)
+        names, values = (line.split() for line in there.run("grep", "Udp:", "/proc/net/snmp").splitlines())
+        arrived = int(values[names.index("InDatagrams")])
+    final = listener.final()
+    assert final["received"] + final["duplicated"] == arrived
+    assert final["received"] + final["lost"] == final["accounted"] == final["newest_seq"] - final["first_seq"] + 1
+    assert final["newest_seq"] <= PACKETS - 1
+    assert final["on_time"] + final["late"] == final["received"]
+    assert final["late"] == sum(final["late_by"])
+    for what in ("lost", "duplicated", "reordered", "late"):
+        assert final[what] > 0
+        assert listener.of("sequence", event=what)
+
+
 class Launches:
     """A talker with launch times, whose class has a queue with etf; a listener at the other end of the link."""
 
