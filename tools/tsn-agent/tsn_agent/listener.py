@@ -222,6 +222,7 @@ class Listener:
         """What concerns no stream, if there is something to say."""
         from tsn_agent import traffic_sockets
         from tsn_agent._traffic import ffi, lib
+        from tsn_agent.traffic import complain
 
         found = ffi.new("struct qos_listen_strangers *")
         lib.qos_listener_strangers(self._listener, found)
@@ -232,10 +233,9 @@ class Listener:
             self._output.flush()
         if dropped:
             cli.warn(f"{dropped} datagrams found the socket's buffer full: some of what is counted as lost")
-        if lost := self._events.overflow:
-            cli.warn(f"{lost} records were left out: stdout was too slow for them; the counters are complete")
-        if self._agent is not None and self._agent.unreported:
-            cli.warn(f"{self._agent.unreported} reports did not get to the agent")
+        if self._agent is not None:
+            self._agent.close()
+        complain(self._events, self._agent)
 
 
 def _kinds() -> dict[int, str]:

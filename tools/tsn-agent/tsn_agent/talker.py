@@ -118,9 +118,7 @@ class Talker:
         if settings.agent:
             self._agent = AgentLink(settings.agent, list(self._by_name), "talker")
         talker = self._talker
-        self._loop = Loop(
-            settings, lambda: int(lib.qos_talker_run(talker)), lambda: lib.qos_talker_stop(talker)
-        )  # fmt: skip
+        self._loop = Loop(settings, lambda: int(lib.qos_talker_run(talker)), lambda: lib.qos_talker_stop(talker))
 
     def run(self) -> int:
         """Send until all is sent or a signal comes; the exit status."""
@@ -143,14 +141,16 @@ class Talker:
 
     def _handle(self) -> None:
         from tsn_agent._traffic import lib
+        from tsn_agent.traffic import tai_offset_ns
 
+        offset_ns = tai_offset_ns()
         reports: dict[tuple[str, str], dict[str, Any]] = {}
         for event in self._events.take():
             stream = self._streams[event.stream].talk.name
             if event.kind == lib.QOS_EVENT_TRANSMIT:
-                self._output.write(self._transmitted(stream, event))
+                self._output.write(self._transmitted(stream, event, offset_ns))
                 continue
-            record = _problem(stream, event)
+            record = _problem(stream, event, offset_ns)
             self._output.write(record)
             # One report for all of a kind: the agent wants to know that, and how much, not each.
             facts = {key: value for key, value in record.items() if key not in ("kind", "stream", "reason")}
@@ -163,11 +163,11 @@ class Talker:
         self._output.flush()
 
     @staticmethod
-    def _transmitted(stream: str, event: Any) -> dict[str, Any]:
-        from tsn_agent.traffic import STAMPS, tai_offset_ns
+    def _transmitted(stream: str, event: Any, offset_ns: int) -> dict[str, Any]:
+        from tsn_agent.traffic import STAMPS
 
         return {
-            "kind": "transmit", "ts_ns": event.at_ns - tai_offset_ns(), "stream": stream, "seq": event.sequence,
+            "kind": "transmit", "ts_ns": event.at_ns - offset_ns, "stream": stream, "seq": event.sequence,
             "launch_ns": event.launch_ns, "late_ns": event.at_ns - event.launch_ns, "timestamp": STAMPS[event.stamp],
         }  # fmt: skip
 
@@ -220,6 +220,7 @@ class Talker:
 
     def _end(self) -> None:
         from libqos.telemetry import QUANTILES
+        from tsn_agent.traffic import complain
 
         self._report(final=True)
         for stream in self._streams:
@@ -232,10 +233,9 @@ class Talker:
                     "stddev_ns": round(found.stddev), "stream": stream.talk.name,
                 })  # fmt: skip
         self._output.flush()
-        if lost := self._events.overflow:
-            cli.warn(f"{lost} records were left out: stdout was too slow for them; the counters are complete")
-        if self._agent is not None and self._agent.unreported:
-            cli.warn(f"{self._agent.unreported} reports did not get to the agent")
+        if self._agent is not None:
+            self._agent.close()
+        complain(self._events, self._agent)
 
 
 def _warn_of_no_etf(talk: Talk) -> None:
@@ -252,17 +252,16 @@ def _warn_of_no_etf(talk: Talk) -> None:
         )
 
 
-def _problem(stream: str, event: Any) -> dict[str, Any]:
+def _problem(stream: str, event: Any, offset_ns: int) -> dict[str, Any]:
     """The record of a packet that did not leave, or not as it should."""
     from tsn_agent._traffic import lib
-    from tsn_agent.traffic import tai_offset_ns
 
     reasons = {
         lib.QOS_EVENT_MISSED: "launch-missed", lib.QOS_EVENT_INVALID: "launch-invalid",
         lib.QOS_EVENT_FAILED: "send-failed", lib.QOS_EVENT_SKIPPED: "skipped",
     }  # fmt: skip
     record = {
-        "kind": "error", "ts_ns": event.at_ns - tai_offset_ns() if event.at_ns else time.time_ns(), "stream": stream,
+        "kind": "error", "ts_ns": event.at_ns - offset_ns if event.at_ns else time.time_ns(), "stream": stream,
         "reason": reasons[event.kind], "seq": event.sequence, "count": max(1, event.count),
     }  # fmt: skip
     if event.launch_ns:

@@ -17,6 +17,7 @@ from tsn_agent._traffic import ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from tsn_agent.traffic_agent import AgentLink
     from tsn_agent.traffic_settings import ListenerSettings, TalkerSettings
 
 STAMPS: Final = {lib.QOS_STAMP_USER: "user", lib.QOS_STAMP_SOFTWARE: "software", lib.QOS_STAMP_HARDWARE: "hardware"}
@@ -60,6 +61,14 @@ def tai_offset_ns() -> int:
     return int(lib.qos_stamps_offset())
 
 
+def complain(events: Events, agent: AgentLink | None) -> None:
+    """Say at the end what did not find its way out."""
+    if events.overflow:
+        cli.warn(f"{events.overflow} records were left out: stdout was too slow for them; the counters are complete")
+    if agent is not None and agent.unreported:
+        cli.warn(f"{agent.unreported} reports did not get to the agent")
+
+
 class Events:
     """The ring that a loop in C writes; `take` gives what is in it. Freed by `close`, after the loop has ended."""
 
@@ -101,7 +110,7 @@ class Loop:
         self.interrupted = False
         self._settings = settings
         self._body = body
-        self._stop = stop
+        self.stop = stop  # from any thread; it ends within 20 ms
         self._refused: list[str] = []
         self._thread = threading.Thread(target=self._run)
 
@@ -119,25 +128,25 @@ class Loop:
             while self._thread.is_alive():
                 poll.poll(_TICK_S * 1000)
                 handle()
-                while self._refused:
-                    cli.warn(self._refused.pop(0))
+                self._warn()
                 if time.monotonic() >= due:
                     due += self._settings.interval / 1e9
                     report()
             handle()
+            self._warn()
         finally:
-            self._stop()
+            self.stop()
             self._thread.join()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def stop(self) -> None:
-        """Let it end within 20 ms."""
-        self._stop()
-
     def _signalled(self, number: int, _: object) -> None:
         self.interrupted = number == signal.SIGINT
-        self._stop()
+        self.stop()
+
+    def _warn(self) -> None:
+        while self._refused:
+            cli.warn(self._refused.pop(0))
 
     def _run(self) -> None:
         self._schedule()

@@ -60,7 +60,7 @@ class AgentLink:
 
     def close(self) -> None:
         """No more orders and reports. What waits has a second to go, if the agent is there."""
-        until = time.monotonic() + _CLOSE_S
+        until = time.monotonic() + (0 if self._closed.is_set() else _CLOSE_S)
         while self._reports.unfinished_tasks and self._warned is None and time.monotonic() < until:
             self._closed.wait(0.01)
         self._closed.set()
