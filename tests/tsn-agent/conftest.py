@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from libqos.rpc import RpcError
 from libqos.rpcserver import Server
 from tests.waiting import TIMEOUT_S as TIMEOUT_S
 from tests.waiting import free_port as free_port
@@ -160,6 +161,7 @@ class Agent:
         self.path = path
         self.reports: list[Record] = []
         self.attached: list[Record] = []
+        self.refuses = False  # reports
         self._orders: queue.Queue[Record] = queue.Queue()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -188,6 +190,8 @@ class Agent:
             await asyncio.sleep(0.005)
 
     async def _report(self, params: dict[str, Any], peer: Peer) -> None:
+        if self.refuses:
+            raise RpcError("no-stream", "found a stream of another agent")
         self.reports.append(params)
 
     def close(self) -> None:

@@ -76,12 +76,27 @@ def test_traffic_goes_on_without_an_agent_and_reports_when_it_comes(traffic: Any
     wait_until(lambda: [r for r in agent.reports if r.get("event") == "silent"], "the report")
     (report,) = [r for r in agent.reports if r.get("event") == "silent"]
     assert (report["stream"], report["kind"], report["count"]) == ("stream", "sequence", 3)
+    wait_until(lambda: agent.attached, "the attachment")
+    attached = len(agent.attached)
     agent.stop()
     agent.start()
-    attached = len(agent.attached)
-    wait_until(lambda: len(agent.attached) > attached or attached > 1, "the second attachment")
+    wait_until(lambda: len(agent.attached) > attached, "the second attachment")
     assert listener.end(signal.SIGTERM) == 0
     assert listener.errors.count("goes on without it") >= 1
+
+
+def test_an_agent_that_refuses_reports_is_told_of_once(traffic: Any, agent: Any) -> None:
+    agent.refuses = True
+    agent.start()
+    listener = traffic.listen("--agent", agent.path)
+    for _ in range(3):
+        before = len(listener.of("sequence", event="silent"))
+        assert traffic.talk("--count", 20).end() == 0
+        wait_until(lambda before=before: len(listener.of("sequence", event="silent")) > before, "silence")  # type: ignore[misc]
+    wait_until(lambda: "a report was refused: " in listener.errors, "the warning")
+    assert listener.end(signal.SIGTERM) == 0
+    assert listener.errors.count("a report was refused") == 1
+    assert "reports did not get to the agent" in listener.errors
 
 
 def test_what_waits_for_the_agent_is_bounded(tmp_path: Any) -> None:

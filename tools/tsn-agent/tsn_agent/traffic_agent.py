@@ -31,21 +31,21 @@ _AGAIN: Final = ("no-daemon", "no-permission", "timeout", "closed", "busy")
 
 
 class AgentLink:
-    """The way to the agent, for all streams of a command; a context manager.
+    """The way to the agent, for all streams of a command whose role is `talker` or `listener`.
 
-    `wake` is a descriptor that becomes readable when `orders` has something. Threads are daemons: what still waits for
-    the agent at the end of the command ends with it."""
+    Talkers get orders; `wake` is a descriptor that becomes readable when `orders` has something. Threads are daemons:
+    what still waits for the agent at the end of the command ends with it."""
 
     def __init__(self, path: str, streams: Sequence[str], role: str) -> None:
         self.orders: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue(_MAX_ORDERS)
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.reported = 0
         self.unreported = 0  # no room, or refused
         self._path = path
         self._role = role
         self._reports: queue.Queue[dict[str, Any]] = queue.Queue(MAX_REPORTS)
         self._closed = threading.Event()
         self._warned: str | None = None
+        self._refused = False
         self._lock = threading.Lock()
         threads = [threading.Thread(target=self._attach, args=(stream,), daemon=True) for stream in streams]
         for thread in (*threads, threading.Thread(target=self._report, daemon=True)):
@@ -75,7 +75,7 @@ class AgentLink:
                     wait = _BACK_OFF_S[0]
                     if self._closed.is_set():
                         return
-                    if isinstance(order, dict) and order.get("order") != "idle":
+                    if self._role == "talker" and isinstance(order, dict) and order.get("order") != "idle":
                         self.orders.put((stream, order))
                         os.eventfd_write(self.wake, 1)
             except RpcError as error:
@@ -90,17 +90,22 @@ class AgentLink:
             while not self._closed.is_set():
                 try:
                     rpc.call(self._path, {"method": "report", "params": report}, timeout=_TIMEOUT_S)
-                    self.reported += 1
                     wait = _BACK_OFF_S[0]
                     break
                 except RpcError as error:
-                    self._say(str(error))
                     if error.code not in _AGAIN:
-                        self.unreported += 1
+                        self._refuse(error)
                         break
+                    self._say(str(error))
                 self._closed.wait(wait)
                 wait = min(2 * wait, _BACK_OFF_S[1])
             self._reports.task_done()
+
+    def _refuse(self, error: RpcError) -> None:
+        self.unreported += 1
+        if not self._refused:
+            cli.warn(f"agent: a report was refused: {error}; so may others be, without a word")
+        self._refused = True
 
     def _say(self, problem: str | None) -> None:
         """One warning for each problem, and one when it is over."""
