@@ -50,6 +50,16 @@ class Port:
     def down(self) -> None:
         self.host.ip("link", "set", self.name, "down")
 
+    def queueing(self, kind: str, handle: str | int = "100:", **parameters: Any) -> None:
+        """Set a queueing discipline (`libqos.codec.rtnl`), the root's unless there is a `parent`."""
+        from pyroute2 import IPRoute
+
+        from libqos.codec.rtnl import register
+
+        register()
+        with IPRoute(netns=self.host.namespace, ext_ack=True) as route:
+            route.tc("replace", kind, route.link_lookup(ifname=self.name)[0], handle, **parameters)
+
     def vlan(self, number: int, **egress: int) -> Port:
         """A VLAN on top of it, NAME.NUMBER; `egress`: p3=5 maps priority 3 to PCP 5."""
         name = f"{self.name}.{number}"
