@@ -110,7 +110,7 @@ class Network:
         """A bridge; with `vlans` it filters, and every port is a trunk of these."""
         host = self._add(Host(self._prefix + name, switch=True, vlans=vlans))
         host.ip(
-            *("link", "add", "br0", "type", "bridge", "vlan_filtering", int(bool(vlans))),
+            *("link", "add", "br0", "type", "bridge", *(("vlan_filtering", 1) if vlans else ())),
             *("stp_state", 0, "forward_delay", 0, "mcast_snooping", 0),
         )
         host.ip("link", "set", "br0", "up")

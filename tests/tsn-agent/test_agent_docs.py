@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from tsn_agent import wanted
 
+from libqos import tomlfile
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.tsn_kernel
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs/tsn-agent.md").read_text(encoding="utf-8")
 COMMANDS, DAEMON, PIPELINES, STREAM = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-(STREAMS,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+STREAMS, *STREAM_TABLES = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture
@@ -71,3 +73,9 @@ def test_the_daemon_and_the_pipelines(tmp_path: Path, environment: dict[str, str
         assert (tmp_path / "gates.png").stat().st_size > 0
         daemon.terminate()
     assert daemon.returncode == 0
+
+
+def test_the_other_files_are_valid() -> None:
+    assert len(STREAM_TABLES) == 2
+    for text in STREAM_TABLES:
+        assert wanted.of_document(tomlfile.parse(text, "docs/tsn-agent.md")).streams

@@ -300,3 +300,33 @@ def test_why_a_stream_gets_no_place(daemon: Daemon, changes: tuple[str, str], wo
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr
     assert daemon.records("streams") == []
+
+
+def test_a_talker_is_ordered_to_another_way(daemon: Daemon) -> None:
+    sh("ip link add eth1 type veth peer name far1; ip link set far1 up; ip link set eth1 up")
+    try:
+        ways = (
+            '[[streams]]\nname = "axis"\n[[streams.paths]]\ninterface = "eth0"\n[[streams.paths]]\ninterface = "eth1"\n'
+        )
+        assert daemon.ask("apply", "-", text=STREAMS + ways).returncode == 0
+        question = {"method": "attach", "params": {"stream": "axis", "role": "talker"}}
+        orders = rpc.stream(daemon.socket, question, timeout=15)
+        assert next(orders) == {"order": "idle"}
+        sh("ip link set far0 down")
+        assert [next(orders), next(orders)] == [{"order": "stop"}, {"order": "start", "interface": "eth1"}]
+        rpc.call(daemon.socket, {"method": "report", "params": {"stream": "axis", "kind": "launch-missed", "count": 2}})
+        (path,) = daemon.records("paths")
+        assert (path["interface"], path["usable"], path["talkers"]) == ("eth1", [False, True], 1)
+        kinds = {"link-down", "launch-missed"}
+        for record in rpc.stream(
+            f"{daemon.socket}.status", {"method": "events", "params": {"recent": True}}, timeout=15
+        ):
+            kinds.discard(record.get("alarm", ""))
+            if not kinds:
+                break
+        for wrong in ({"stream": 1, "role": "talker"}, {"stream": "axis", "role": "boss"}):
+            with pytest.raises(rpc.RpcError) as caught:
+                next(rpc.stream(daemon.socket, {"method": "attach", "params": wrong}, timeout=15))
+            assert caught.value.code == "bad-request"
+    finally:
+        sh("ip link del eth1")

@@ -27,8 +27,10 @@ from libqos.rpc import Peer, RpcError
 from libqos.rpcserver import Limits, Server
 from tsn_agent import capabilities
 from tsn_agent.engine import Engine
+from tsn_agent.faults import Faults
 from tsn_agent.journal import default_path
 from tsn_agent.links import LinkWatch
+from tsn_agent.otheragents import OtherAgents
 from tsn_agent.requests import Request, Requests
 
 if TYPE_CHECKING:
@@ -42,8 +44,9 @@ T = TypeVar("T")
 Record = dict[str, Any]
 Params = dict[str, Any]
 
-_APPLY_S: Final = 60.0  # thousands of resources
-_LONG: Final = ("ts_ns", "wanted", "actual")  # not for a line of the log
+# Thousands of resources take their time; each stream of a talker or listener holds a connection.
+_LIMITS: Final = Limits(handler_s=60.0, clients=1024, clients_per_user=512)
+_LONG: Final = ("ts_ns", "wanted", "actual", "evidence")  # not for a line of the log
 _DISCIPLINE: Final = ("interface", "discipline", "parent")
 _EVENTS: Final = 256  # that are kept for those who ask later, and that may wait for one who reads slowly
 
@@ -62,6 +65,9 @@ class Agent:
         self._thread = ThreadPoolExecutor(1, "engine")
         self._engine: Engine
         self._requests: Requests
+        self._others: OtherAgents
+        self._links: LinkWatch
+        self._faults = Faults(self._happened, lambda url, report: self._others.tell(url, report))
         self._recent: deque[Record] = deque(maxlen=_EVENTS)
         self._listeners: set[asyncio.Queue[Record]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,18 +93,22 @@ class Agent:
             self._engine = await self._do(lambda: Engine(self.state))
             self._requests = Requests(self._engine)
             stack.push_async_callback(self._do, lambda: self._engine.__exit__())
-            stack.enter_context(LinkWatch(self._happened))
+            self._others = OtherAgents(self.settings.listen, self.settings.tls(), self._faults.report)
+            await stack.enter_async_context(self._others)
+            stack.push_async_callback(self._faults.close)
+            self._links = stack.enter_context(LinkWatch(self._link_event))
             await self._do(lambda: self._engine.recover())
             await self._apply_at_start()
             status: Record = {"info": self.info, "show": self.show, "capabilities": self.capabilities,
-                              "events": self.events, "streams": self.streams}  # fmt: skip
-            control: Record = {"apply": self.apply, "clear": self.clear, "request": self.request,
+                              "events": self.events, "streams": self.streams, "paths": self.paths}  # fmt: skip
+            control: Record = {"apply": self.apply, "clear": self.clear, "attach": self.attach,
+                               "report": self.report, "request": self.request,
                                "release": self.release}  # fmt: skip
             for path, methods, mode in [
                 (paths.status_socket(self.path), status, 0o666), (self.path, {**status, **control}, 0o660),
             ]:  # fmt: skip
                 paths.remove_socket(path)
-                await stack.enter_async_context(Server(path, methods, mode=mode, limits=Limits(handler_s=_APPLY_S)))
+                await stack.enter_async_context(Server(path, methods, mode=mode, limits=_LIMITS))
             loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
             self._spawn(systemd.watchdog())
             self._spawn(self._look())
@@ -129,11 +139,16 @@ class Agent:
         else:
             changes = await self._do(lambda: self._engine.again())
         self.counters["applied"] += len(changes)
-        await self._look_for_places()
+        await self._applied()
 
-    async def _look_for_places(self) -> None:
+    async def _applied(self) -> None:
+        """After every change: the streams' places and ways follow what is there now."""
         for record in await self._do(lambda: self._requests.look_again()):
             self._happened({**record, "ts_ns": time.time_ns()})
+        wanted, resources = await self._do(lambda: (self._engine.wanted(), self._engine.kernel.resources()))
+        down = {link.name for link in (self._links.links or {}).values() if not (link.up and link.carrier)}
+        self._faults.configure(wanted, resources, down)
+        self._others.configure({stream.tell for stream in wanted.streams if stream.tell})
 
     async def _reload(self) -> None:
         try:
@@ -170,7 +185,7 @@ class Agent:
             raise RpcError("refused" if failure.exit_code == 2 else "failed", str(failure)) from None
         if not dry_run:
             self.counters["applied"] += len(changes)
-            await self._look_for_places()
+            await self._applied()
         return [change.record() for change in changes]
 
     # ---- what applications ask for ----
@@ -195,7 +210,33 @@ class Agent:
         """What is granted."""
         return await self._do(lambda: self._requests.streams())
 
+    # ---- talkers and listeners ----
+
+    async def attach(self, params: Params, _: Peer) -> AsyncIterator[Record]:
+        """Orders for a talker of `stream` (`role`: talker or listener), until it goes."""
+        stream, role = params.get("stream"), params.get("role")
+        if not isinstance(stream, str) or role not in ("talker", "listener"):
+            raise RpcError("bad-request", "accepted stream (text) and role (talker or listener)")
+        async for order in self._faults.attach(stream, role):
+            yield order
+
+    async def report(self, params: Params, _: Peer) -> None:
+        """What a talker or listener has seen: `stream`, `kind`, and facts."""
+        facts = dict(params)
+        stream, kind = facts.pop("stream", None), facts.pop("kind", None)
+        if not isinstance(stream, str) or not isinstance(kind, str):
+            raise RpcError("bad-request", "accepted stream and kind (texts), and facts")
+        self._faults.report(stream, kind, facts)
+
+    async def paths(self, _: Params, __: Peer) -> list[Record]:
+        """The streams that are watched, and the way of each."""
+        return self._faults.streams()
+
     # ---- what is seen ----
+
+    def _link_event(self, record: Record) -> None:
+        self._happened(record)
+        self._faults.link(record)
 
     async def _look(self) -> None:
         """Count drops, and say when what is there is no longer what is wanted, or is again."""
@@ -238,6 +279,7 @@ class Agent:
         return [{
             "kind": "daemon", "version": libqos.__version__, "pid": os.getpid(), "started_ts_ns": self._started_ns,
             "state": str(self.state), "streams": self.settings.streams or None, **self.counters,
+            "agents": self._others.state(), "untold_reports": self._others.dropped,
         }]  # fmt: skip
 
     async def show(self, _: Params, __: Peer) -> list[Record]:

@@ -74,9 +74,13 @@ class Engine:
         """Apply what was wanted last once more: after a reboot, or when somebody has changed it."""
         return self.apply(tomlfile.Document(self.journal.fact("source") or "", self.journal.fact("wanted") or {}))
 
+    def wanted(self) -> wanted.Wanted:
+        """What was applied last."""
+        return wanted.of_document(tomlfile.Document("", self.journal.fact("wanted") or {}))
+
     def show(self) -> list[dict[str, Any]]:
         """Wanted against actual: one record for each resource."""
-        goal = wanted.of_document(tomlfile.Document("", self.journal.fact("wanted") or {})).resources()
+        goal = self.wanted().resources()
         found, owned = self.kernel.resources(), self.journal.owned()
         records = []
         for key in sorted(goal, key=rank):

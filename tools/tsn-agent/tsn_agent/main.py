@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
-_READ_ONLY: Final = ("info", "show", "capabilities", "streams")
+_READ_ONLY: Final = ("info", "show", "capabilities", "streams", "paths")
 _TIMEOUT_S: Final = 65.0  # as long as the daemon may take to apply
 _SILENCE_S: Final = 30.0  # the daemon says every ten seconds that it is there
 
@@ -293,6 +293,19 @@ def streams(socket_path: str, output_format: str) -> None:
       tsn-agent streams | jq -r '[.stream, .below, .offset_ns, .length_ns] | @tsv'
     """
     output.show(_tell(socket_path, "streams"), output_format)
+
+
+@agent.command()
+@cli.socket_option("tsn-agent")
+@cli.format_option
+def paths(socket_path: str, output_format: str) -> None:
+    """The streams that are watched, and the way that each takes now.
+
+    \b
+    Example:
+      tsn-agent paths | jq -r '[.stream, .interface, .moves] | @tsv'
+    """
+    output.show(_tell(socket_path, "paths"), output_format)
 
 
 @agent.command()

@@ -278,6 +278,33 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Path:
+    """A way that a stream can take."""
+
+    interface: str = option(**_INTERFACE, meaning="the interface that its talker sends by; a VLAN's own")
+    destination: str | None = option(None, **_HOST, meaning="address of its listener there; by default as it was")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """A stream that is watched: on the talker's host its ways, on the listener's whom to tell."""
+
+    name: str = option(meaning="as talker and listener call it")
+    paths: tuple[Path, ...] = sections(Path, maximum=8, meaning="a way, the best first; the others are for faults")
+    tell: str = option("", meaning="URL of the agent of the talker's host, which is told of what the listener misses")
+    confirm_ms: int = option(200, minimum=1, maximum=60_000,
+                             meaning="how long a new way may take to bring the stream back")  # fmt: skip
+    hold_ms: int = option(1000, minimum=0, maximum=3_600_000,
+                          meaning="how long it stays there before a further loss moves it again")  # fmt: skip
+
+    def __post_init__(self) -> None:
+        names = [path.interface for path in self.paths if path is not None]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise ValueError(f"paths[{index}].interface: found {name} twice, accepted each once")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wanted:
     """The whole file."""
 
@@ -286,6 +313,13 @@ class Wanted:
     routes: tuple[Route, ...] = sections(Route, maximum=1024, meaning="a route")
     neighbours: tuple[Neighbour, ...] = sections(Neighbour, maximum=4096, meaning="a neighbour")
     schedules: tuple[Schedule, ...] = sections(Schedule, maximum=256, meaning="a schedule")
+    streams: tuple[Stream, ...] = sections(Stream, maximum=1024, meaning="a stream with stand-by ways")
+
+    def __post_init__(self) -> None:
+        names = [stream.name for stream in self.streams if stream is not None]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise ValueError(f"streams[{index}].name: found {name!r} twice, accepted each once")
 
     def resources(self) -> Resources:
         """All of it by key. Raises ConfigError for what is there twice and for schedules that cannot work."""
