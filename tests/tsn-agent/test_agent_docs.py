@@ -23,7 +23,7 @@ pytestmark = pytest.mark.tsn_kernel
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs/tsn-agent.md").read_text(encoding="utf-8")
 COMMANDS, DAEMON, PIPELINES, STREAM = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-(STREAMS,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+STREAMS, *_ = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from libqos.lock import Lock
 from libqos.rpc import Peer, RpcError
 from libqos.rpcserver import Limits, Server
 from tsn_agent import capabilities
+from tsn_agent.controller import Controller
 from tsn_agent.engine import Engine
 from tsn_agent.journal import default_path
 from tsn_agent.links import LinkWatch
@@ -44,6 +45,7 @@ Params = dict[str, Any]
 
 _APPLY_S: Final = 60.0  # thousands of resources
 _LONG: Final = ("ts_ns", "wanted", "actual")  # not for a line of the log
+_AT_START: Final = ("socket", "state", "controller")  # settings that are read once
 _DISCIPLINE: Final = ("interface", "discipline", "parent")
 _EVENTS: Final = 256  # that are kept for those who ask later, and that may wait for one who reads slowly
 
@@ -62,6 +64,7 @@ class Agent:
         self._thread = ThreadPoolExecutor(1, "engine")
         self._engine: Engine
         self._requests: Requests
+        self._controller: Controller | None = None
         self._recent: deque[Record] = deque(maxlen=_EVENTS)
         self._listeners: set[asyncio.Queue[Record]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,18 +90,23 @@ class Agent:
             self._engine = await self._do(lambda: Engine(self.state))
             self._requests = Requests(self._engine)
             stack.push_async_callback(self._do, lambda: self._engine.__exit__())
-            stack.enter_context(LinkWatch(self._happened))
-            await self._do(lambda: self._engine.recover())
-            await self._apply_at_start()
             status: Record = {"info": self.info, "show": self.show, "capabilities": self.capabilities,
                               "events": self.events, "streams": self.streams}  # fmt: skip
             control: Record = {"apply": self.apply, "clear": self.clear, "request": self.request,
                                "release": self.release}  # fmt: skip
+            if self.settings.controller.url:
+                methods = {**status, **control, "request": self.place}
+                self._controller = Controller(self.settings.controller, methods)
+            stack.enter_context(LinkWatch(self._happened))
+            await self._do(lambda: self._engine.recover())
+            await self._apply_at_start()
             for path, methods, mode in [
                 (paths.status_socket(self.path), status, 0o666), (self.path, {**status, **control}, 0o660),
             ]:  # fmt: skip
                 paths.remove_socket(path)
                 await stack.enter_async_context(Server(path, methods, mode=mode, limits=Limits(handler_s=_APPLY_S)))
+            if self._controller is not None:
+                await stack.enter_async_context(self._controller)
             loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
             self._spawn(systemd.watchdog())
             self._spawn(self._look())
@@ -138,8 +146,8 @@ class Agent:
     async def _reload(self) -> None:
         try:
             settings = self._load()
-            if (settings.socket, settings.state) != (self.settings.socket, self.settings.state):
-                log.warning("socket and state need a restart")
+            if any(getattr(settings, name) != getattr(self.settings, name) for name in _AT_START):
+                log.warning("%s need a restart", ", ".join(_AT_START))
             self.settings = settings
             await self._apply_at_start()
             log.info("reloaded")
@@ -148,12 +156,19 @@ class Agent:
             for line in str(failure).splitlines():
                 log.error("not reloaded: %s", line)
 
-    async def apply(self, params: Params, asker: Peer) -> list[Record]:
-        """`text`: a file as `tsn-agent apply` takes it, `name`: how errors call it, `dry_run`. Gives the changes."""
-        text, name, dry_run = params.get("text"), params.get("name", "stdin"), params.get("dry_run", False)
-        if not isinstance(text, str) or not isinstance(name, str) or not isinstance(dry_run, bool):
-            raise RpcError("bad-request", "accepted text and name (texts) and dry_run (true or false)")
-        return await self._change(lambda: self._engine.apply(tomlfile.parse(text, name), dry_run=dry_run), dry_run)
+    async def apply(self, params: Params, _: Peer) -> list[Record]:
+        """`text`: a file as `tsn-agent apply` takes it, or `values`: what is in it, as a table; `name`: how errors call
+        it; `dry_run`. Gives the changes."""
+        text, values = params.get("text"), params.get("values")
+        name, dry_run = params.get("name", "stdin"), params.get("dry_run", False)
+        if not isinstance(name, str) or not isinstance(dry_run, bool):
+            raise RpcError("bad-request", "accepted name (text) and dry_run (true or false)")
+        if isinstance(text, str) and values is None:
+            return await self._change(lambda: self._engine.apply(tomlfile.parse(text, name), dry_run=dry_run), dry_run)
+        if isinstance(values, dict) and text is None:
+            document = tomlfile.Document(name, values)
+            return await self._change(lambda: self._engine.apply(document, dry_run=dry_run), dry_run)
+        raise RpcError("bad-request", "accepted text, or values (a table), and not both")
 
     async def clear(self, params: Params, _: Peer) -> list[Record]:
         """Take away all that was applied; `dry_run`. Gives the changes."""
@@ -175,7 +190,13 @@ class Agent:
 
     # ---- what applications ask for ----
 
-    async def request(self, params: Params, _: Peer) -> list[Record]:
+    async def request(self, params: Params, asker: Peer) -> list[Record]:
+        """A place for a stream, from whoever gives it: this agent, or the controller."""
+        if self._controller is not None and self.settings.controller.requests == "controller":
+            return await self._controller.request(params)
+        return await self.place(params, asker)
+
+    async def place(self, params: Params, _: Peer) -> list[Record]:
         """A place for a stream: the keys of `requests.Request`. Gives the grant."""
         try:
             request = Request.of(params)
@@ -225,6 +246,8 @@ class Agent:
         text = " ".join(f"{name}={value}" for name, value in record.items() if name not in _LONG)
         log.log(logging.INFO if quiet else logging.WARNING, "%s", text)
         self._recent.append(record)
+        if self._controller is not None:
+            self._controller.event(record)
         for queue in self._listeners:
             if queue.full():
                 self.counters["missed_events"] += 1
@@ -238,6 +261,7 @@ class Agent:
         return [{
             "kind": "daemon", "version": libqos.__version__, "pid": os.getpid(), "started_ts_ns": self._started_ns,
             "state": str(self.state), "streams": self.settings.streams or None, **self.counters,
+            "controller": self._controller.info() if self._controller is not None else None,
         }]  # fmt: skip
 
     async def show(self, _: Params, __: Peer) -> list[Record]:

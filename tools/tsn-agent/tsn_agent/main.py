@@ -121,7 +121,7 @@ def run(settings: Settings) -> None:
     overrides = {
         row[0]: given[name]
         for row in configuration.reference(Settings, tool="tsn-agent")
-        if (name := f"table_{row[0]}") in given
+        if (name := f"table_{row[0].replace('.', '_')}") in given
     }
     file = given.get("config_file")
     cli.set_up_logging(settings.log_level.upper(), context.meta.get("libqos.log_format", "text"))

@@ -5,7 +5,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from libqos.config import option
+from libqos.config import option, section
+from libqos.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControllerSettings:
+    """Where the controller is, and what proves who the agent is."""
+
+    url: str = option("", meaning="unix:///PATH, tcp://HOST:PORT or tls://HOST:PORT; by default there is none")
+    authority: str = option("", meaning="for tls: file of the authority that has signed both certificates, PEM")
+    certificate: str = option("", meaning="for tls: file of the agent's certificate, PEM")
+    key: str = option("", meaning="for tls: file of its key, PEM, not encrypted")
+    name: str = option("", meaning="what the controller calls this device; by default the name of the host")
+    report_s: float = option(5.0, minimum=0.1, maximum=3600, meaning="how often the controller is told the state")
+    requests: str = option("local", choices=("local", "controller"), meaning="who gives streams their places")
+
+    def __post_init__(self) -> None:
+        files = [bool(file) for file in (self.authority, self.certificate, self.key)]
+        if not self.url:
+            if any(files) or self.requests == "controller":
+                raise ValueError("found no url, which authority, certificate, key and requests = controller need")
+            return
+        from libqos import endpoint
+
+        try:
+            scheme = endpoint.parse(self.url).scheme
+        except InputError as error:
+            raise ValueError(f"url: {error}") from None
+        if not all(files) if scheme == "tls" else any(files):
+            raise ValueError("accepted all of authority, certificate and key with tls://, and none of them without")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,4 +49,5 @@ class Settings:
     streams: str = option("", meaning="file to apply at start and at SIGHUP; by default what was applied last")
     interval_s: float = option(5.0, minimum=0.1, maximum=3600, meaning="how often drops are counted and what is there "
                                "is compared with what is wanted")  # fmt: skip
+    controller: ControllerSettings = section(ControllerSettings, meaning="the controller of the network")  # noqa: RUF009 - makes a field
     log_level: str = option("info", choices=("debug", "info", "warning", "error"), meaning="least important log line")
