@@ -26,6 +26,7 @@ from libqos.lock import Lock
 from libqos.rpc import Peer, RpcError
 from libqos.rpcserver import Limits, Server
 from tsn_agent import capabilities
+from tsn_agent.clock import Clock
 from tsn_agent.controller import Controller
 from tsn_agent.engine import Engine
 from tsn_agent.journal import default_path
@@ -45,7 +46,7 @@ Params = dict[str, Any]
 
 _APPLY_S: Final = 60.0  # thousands of resources
 _LONG: Final = ("ts_ns", "wanted", "actual")  # not for a line of the log
-_AT_START: Final = ("socket", "state", "controller")  # settings that are read once
+_AT_START: Final = ("socket", "state", "controller", "ptp")  # settings that are read once
 _DISCIPLINE: Final = ("interface", "discipline", "parent")
 _EVENTS: Final = 256  # that are kept for those who ask later, and that may wait for one who reads slowly
 
@@ -65,6 +66,7 @@ class Agent:
         self._engine: Engine
         self._requests: Requests
         self._controller: Controller | None = None
+        self._clock: Clock | None = None
         self._recent: deque[Record] = deque(maxlen=_EVENTS)
         self._listeners: set[asyncio.Queue[Record]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -91,9 +93,13 @@ class Agent:
             self._requests = Requests(self._engine)
             stack.push_async_callback(self._do, lambda: self._engine.__exit__())
             status: Record = {"info": self.info, "show": self.show, "capabilities": self.capabilities,
-                              "events": self.events, "streams": self.streams}  # fmt: skip
+                              "events": self.events, "streams": self.streams, "clock": self.clock,
+                              "follow_clock": self.follow_clock}  # fmt: skip
             control: Record = {"apply": self.apply, "clear": self.clear, "request": self.request,
                                "release": self.release}  # fmt: skip
+            if self.settings.ptp.interfaces:
+                paths.make_private(directory := Path(f"{self.path}.ptp"))
+                self._clock = Clock(self.settings.ptp, directory, self._happened)
             if self.settings.controller.url:
                 methods = {**status, **control, "request": self.place}
                 self._controller = Controller(self.settings.controller, methods)
@@ -105,6 +111,8 @@ class Agent:
             ]:  # fmt: skip
                 paths.remove_socket(path)
                 await stack.enter_async_context(Server(path, methods, mode=mode, limits=Limits(handler_s=_APPLY_S)))
+            if self._clock is not None:
+                await stack.enter_async_context(self._clock)
             if self._controller is not None:
                 await stack.enter_async_context(self._controller)
             loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
@@ -242,7 +250,7 @@ class Agent:
 
     def _happened(self, record: Record) -> None:
         self.counters["events"] += 1
-        quiet = record.get("event") in ("added", "up", "carrier")
+        quiet = record.get("event") in ("added", "up", "carrier", "synchronised")
         text = " ".join(f"{name}={value}" for name, value in record.items() if name not in _LONG)
         log.log(logging.INFO if quiet else logging.WARNING, "%s", text)
         self._recent.append(record)
@@ -262,11 +270,26 @@ class Agent:
             "kind": "daemon", "version": libqos.__version__, "pid": os.getpid(), "started_ts_ns": self._started_ns,
             "state": str(self.state), "streams": self.settings.streams or None, **self.counters,
             "controller": self._controller.info() if self._controller is not None else None,
+            "clock": self._clock.record() if self._clock is not None else None,
         }]  # fmt: skip
 
     async def show(self, _: Params, __: Peer) -> list[Record]:
         """Wanted against actual."""
         return await self._do(lambda: self._engine.show())
+
+    async def clock(self, _: Params, __: Peer) -> list[Record]:
+        """How the clock is."""
+        return [self._the_clock().record()]
+
+    async def follow_clock(self, _: Params, __: Peer) -> AsyncIterator[Record]:
+        """How the clock is, again and again."""
+        async for record in self._the_clock().follow():
+            yield record
+
+    def _the_clock(self) -> Clock:
+        if self._clock is None:
+            raise RpcError("refused", "this agent holds no clock: name interfaces in [ptp] of its configuration")
+        return self._clock
 
     async def capabilities(self, params: Params, _: Peer) -> list[Record]:
         """What kernel and interfaces can do; `interfaces`: names, all by default."""

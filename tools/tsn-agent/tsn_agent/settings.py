@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from libqos.config import option, section
 from libqos.errors import InputError
+from tsn_agent.ptpconfig import PtpConfig, PtpLimits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,31 @@ class ControllerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClockSettings(PtpConfig):
+    """What linuxptp is told, and when the clock counts as synchronised."""
+
+    interfaces: tuple[str, ...] = option((), meaning="that take part in PTP; by default linuxptp is left alone")
+    within_ns: int = option(PtpLimits.within_ns, minimum=1, maximum=10**9, command_line=False,
+                            meaning="synchronised is who stays this close")  # fmt: skip
+    beyond_ns: int = option(PtpLimits.beyond_ns, minimum=1, maximum=10**9, command_line=False,
+                            meaning="and no longer who is farther away")  # fmt: skip
+    for_s: float = option(PtpLimits.for_s, minimum=0, maximum=3600, command_line=False,
+                          meaning="how long to stay close first")  # fmt: skip
+
+    def __post_init__(self) -> None:
+        try:
+            if self.interfaces:
+                super().__post_init__()
+            self.limits()
+        except InputError as error:
+            raise ValueError(str(error)) from None
+
+    def limits(self) -> PtpLimits:
+        """When the clock is synchronised. Raises InputError."""
+        return PtpLimits(within_ns=self.within_ns, beyond_ns=self.beyond_ns, for_s=self.for_s)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What the daemon is told; what the device is to have is a file of its own (`streams`)."""
 
@@ -50,4 +76,5 @@ class Settings:
     interval_s: float = option(5.0, minimum=0.1, maximum=3600, meaning="how often drops are counted and what is there "
                                "is compared with what is wanted")  # fmt: skip
     controller: ControllerSettings = section(ControllerSettings, meaning="the controller of the network")  # noqa: RUF009 - makes a field
+    ptp: ClockSettings = section(ClockSettings, meaning="the clock of this device, held by linuxptp")  # noqa: RUF009
     log_level: str = option("info", choices=("debug", "info", "warning", "error"), meaning="least important log line")
