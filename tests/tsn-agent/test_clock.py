@@ -29,8 +29,10 @@ COMMON: Final[Record] = {
     "time_stamping": "software", "proportional": 0.7, "integral": 0.3, "free_running": not plugin.is_inside(),
     "log_sync_interval": -3, "log_announce_interval": -2, "log_delay_interval": -3,
 }  # fmt: skip
-DEVICE: Final[Record] = {**COMMON, "interfaces": ["eth0"], "slave_only": True, "within_ns": 1_000_000, "beyond_ns": 2_000_000,
-                 "for_s": 1.0}  # fmt: skip
+DEVICE: Final[Record] = {
+    **COMMON, "interfaces": ["eth0"], "slave_only": True,
+    "within_ns": 1_000_000, "beyond_ns": 2_000_000, "for_s": 1.0,
+}  # fmt: skip
 PROGRAM: Final = f"{sys.prefix}/bin/tsn-agent"
 
 

@@ -15,6 +15,7 @@ What must hold, whatever the controller does:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -64,6 +65,7 @@ class Controller:
         if settings.authority:
             tls = TlsFiles(Path(settings.authority), Path(settings.certificate), Path(settings.key))
         self.name = settings.name or socket.gethostname()
+        self.decides = settings.requests == "controller"  # who gives streams their places
         self._settings, self._methods = settings, methods
         self._asker = rpc.Peer(os.getpid(), os.getuid(), os.getgid())
         self._link = Link(
@@ -99,9 +101,10 @@ class Controller:
             why = self._link.state.value.last_error or "it has not answered yet"
             raise RpcError("no-controller", f"the controller decides about streams, and is not connected: {why}")
         answer = await self._link.call("request", [{**params, "device": self.name}], _REQUEST_S)
-        if not isinstance(answer, list) or not all(isinstance(item, dict) and "kind" in item for item in answer):
-            raise RpcError("bad-reply", f"{self._settings.url}: request: accepted a list of records, each with a kind")
-        return answer
+        if isinstance(answer, list) and all(isinstance(item, dict) and "kind" in item for item in answer):
+            with contextlib.suppress(TypeError, ValueError):  # what JSON does not have
+                return _plain(answer)  # type: ignore[no-any-return]
+        raise RpcError("bad-reply", f"{self._settings.url}: request: accepted a list of records, each with a kind")
 
     async def __aenter__(self) -> Self:
         await self._link.__aenter__()
@@ -145,7 +148,13 @@ class Controller:
     # ---- what the agent tells ----
 
     async def _ask(self, name: str) -> list[Record]:
-        return await self._methods[name]({}, self._asker)
+        try:
+            return await self._methods[name]({}, self._asker)
+        except QosError:
+            raise
+        except Exception as error:  # an interface that goes while it is asked, or a bug: reports go on
+            log.exception("report to the controller: %s failed", name)
+            raise RpcError("internal", f"{name} failed; the log says why") from error
 
     async def _hello(self, peer: Peer) -> None:
         capabilities = await self._ask("capabilities")

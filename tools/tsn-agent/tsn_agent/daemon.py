@@ -200,7 +200,7 @@ class Agent:
 
     async def request(self, params: Params, asker: Peer) -> list[Record]:
         """A place for a stream, from whoever gives it: this agent, or the controller."""
-        if self._controller is not None and self.settings.controller.requests == "controller":
+        if self._controller is not None and self._controller.decides:
             return await self._controller.request(params)
         return await self.place(params, asker)
 
