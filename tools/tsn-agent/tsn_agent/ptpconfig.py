@@ -7,7 +7,6 @@ The options have the names that linuxptp 3.1 gives them (ptp4l(8), phc2sys(8)); 
 from __future__ import annotations
 
 import functools
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -123,6 +122,8 @@ class PtpLimits:
 
 def program(name: str, package: str = "linuxptp") -> str:
     """Where a program is. Raises InputError that says how to get it."""
+    import shutil  # not for `tsn-agent --help`
+
     if (found := shutil.which(name)) is None and (found := shutil.which(name, path=_PLACES)) is None:
         raise InputError(f"{name} is not installed: apt-get install {package}")
     return found
