@@ -388,8 +388,8 @@ async def connect(
             reader, writer = await opening
     except TimeoutError:
         raise RpcError("no-peer", f"{url}: no answer within {limits.connect_s:g} s") from None
-    except OSError as error:
-        raise RpcError("no-peer", f"{url}: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: no host can have such a name
+        raise RpcError("no-peer", f"{url}: {getattr(error, 'strerror', None) or error}") from error
     peer = Peer(reader, writer, methods, limits, counters or Counters(), url)
     if endpoint.scheme == "unix":
         peer.credentials = peer_of(writer.get_extra_info("socket"))

@@ -5,7 +5,9 @@ What must hold, whatever a client does (any local user may connect to a 0666 soc
 - clients are bounded, in all and per user, so that one user cannot shut the others out;
 - a question, an answer, the time for each, and what waits in a client's buffer are bounded; a client that does not read
   is disconnected, one that says nothing as well;
-- rubbish is answered with an error object; no input raises an exception out of here.
+- rubbish is answered with an error object; no input raises an exception out of here;
+- a connection ends when it is cancelled. So it waits under `asyncio.timeout`: before Python 3.12 `wait_for` forgets a
+  cancellation that comes together with what it waits for.
 """
 
 from __future__ import annotations
@@ -119,7 +121,8 @@ class Server:
             try:
                 await self._serve(reader, writer, peer)
                 writer.close()  # sends what is still in the buffer
-                await asyncio.wait_for(writer.wait_closed(), self.limits.write_s)
+                async with asyncio.timeout(self.limits.write_s):
+                    await writer.wait_closed()
             finally:
                 self._users[peer.uid] -= 1
                 if not self._users[peer.uid]:
@@ -141,7 +144,8 @@ class Server:
             return
         while True:
             try:
-                line = await asyncio.wait_for(reader.readuntil(b"\n"), limits.idle_s)
+                async with asyncio.timeout(limits.idle_s):
+                    line = await reader.readuntil(b"\n")
             except asyncio.IncompleteReadError:
                 return
             except TimeoutError:
@@ -165,7 +169,8 @@ class Server:
             result = method(params, peer)
             if inspect.isasyncgen(result):
                 return await self._stream(result, reader, writer)
-            value = await asyncio.wait_for(result, self.limits.handler_s)  # type: ignore[arg-type]
+            async with asyncio.timeout(self.limits.handler_s):
+                value = await result  # type: ignore[misc]
             return await self._reply(writer, {"ok": True, "result": value})
         except RpcError as error:
             return await self._reply_error(writer, error)
@@ -226,7 +231,8 @@ class Server:
             raise RpcError("too-large", f"the answer has {len(data)} bytes, accepted {self.limits.reply_bytes}")
         writer.write(data)
         try:
-            await asyncio.wait_for(writer.drain(), self.limits.write_s)
+            async with asyncio.timeout(self.limits.write_s):
+                await writer.drain()
         except TimeoutError:
             self.counters.slow_clients += 1
             log.warning("status socket %s: a client does not read its answers and was disconnected", self.path)

@@ -80,3 +80,12 @@ def test_a_url_that_cannot_be_is_said_at_once() -> None:
 
     with pytest.raises(InputError, match="accepted unix:"):
         asyncio.run(main())
+
+
+def test_a_name_that_no_host_can_have_does_not_end_it() -> None:
+    async def main() -> None:
+        async with Link("tcp://cuc..example:1", {}, first_s=0.01, most_s=0.05) as link:
+            state = await reach(link, lambda state: state.attempts >= 2)
+            assert "label empty" in state.last_error
+
+    run(main())

@@ -76,6 +76,7 @@ def test_the_daemon_and_the_pipelines(tmp_path: Path, environment: dict[str, str
 
 
 def test_the_other_files_are_valid() -> None:
-    assert len(STREAM_TABLES) == 2
-    for text in STREAM_TABLES:
+    tables = [text for text in STREAM_TABLES if "[[streams]]" in text]
+    assert len(tables) == 2
+    for text in tables:
         assert wanted.of_document(tomlfile.parse(text, "docs/tsn-agent.md")).streams

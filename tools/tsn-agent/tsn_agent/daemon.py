@@ -26,6 +26,8 @@ from libqos.lock import Lock
 from libqos.rpc import Peer, RpcError
 from libqos.rpcserver import Limits, Server
 from tsn_agent import capabilities
+from tsn_agent.clock import Clock
+from tsn_agent.controller import Controller
 from tsn_agent.engine import Engine
 from tsn_agent.faults import Faults
 from tsn_agent.journal import default_path
@@ -47,6 +49,7 @@ Params = dict[str, Any]
 # Thousands of resources take their time; each stream of a talker or listener holds a connection.
 _LIMITS: Final = Limits(handler_s=60.0, clients=1024, clients_per_user=512)
 _LONG: Final = ("ts_ns", "wanted", "actual", "evidence")  # not for a line of the log
+_AT_START: Final = ("socket", "state", "listen", "authority", "certificate", "key", "controller", "ptp")  # read once
 _DISCIPLINE: Final = ("interface", "discipline", "parent")
 _EVENTS: Final = 256  # that are kept for those who ask later, and that may wait for one who reads slowly
 
@@ -68,6 +71,8 @@ class Agent:
         self._others: OtherAgents
         self._links: LinkWatch
         self._faults = Faults(self._happened, lambda url, report: self._others.tell(url, report))
+        self._controller: Controller | None = None
+        self._clock: Clock | None = None
         self._recent: deque[Record] = deque(maxlen=_EVENTS)
         self._listeners: set[asyncio.Queue[Record]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,19 +101,31 @@ class Agent:
             self._others = OtherAgents(self.settings.listen, self.settings.tls(), self._faults.report)
             await stack.enter_async_context(self._others)
             stack.push_async_callback(self._faults.close)
-            self._links = stack.enter_context(LinkWatch(self._link_event))
-            await self._do(lambda: self._engine.recover())
-            await self._apply_at_start()
             status: Record = {"info": self.info, "show": self.show, "capabilities": self.capabilities,
-                              "events": self.events, "streams": self.streams, "paths": self.paths}  # fmt: skip
+                              "events": self.events, "streams": self.streams, "paths": self.paths,
+                              "clock": self.clock, "follow_clock": self.follow_clock}  # fmt: skip
             control: Record = {"apply": self.apply, "clear": self.clear, "attach": self.attach,
                                "report": self.report, "request": self.request,
                                "release": self.release}  # fmt: skip
+            if self.settings.ptp.interfaces:
+                paths.make_private(directory := Path(f"{self.path}.ptp"))
+                self._clock = Clock(self.settings.ptp, directory, self._happened)
+                self._faults.ready = self._clock.synchronised
+            if self.settings.controller.url:
+                methods = {**status, **control, "request": self.place}
+                self._controller = Controller(self.settings.controller, methods)
+            self._links = stack.enter_context(LinkWatch(self._link_event))
+            await self._do(lambda: self._engine.recover())
+            await self._apply_at_start()
             for path, methods, mode in [
                 (paths.status_socket(self.path), status, 0o666), (self.path, {**status, **control}, 0o660),
             ]:  # fmt: skip
                 paths.remove_socket(path)
                 await stack.enter_async_context(Server(path, methods, mode=mode, limits=_LIMITS))
+            if self._clock is not None:
+                await stack.enter_async_context(self._clock)
+            if self._controller is not None:
+                await stack.enter_async_context(self._controller)
             loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
             self._spawn(systemd.watchdog())
             self._spawn(self._look())
@@ -153,8 +170,8 @@ class Agent:
     async def _reload(self) -> None:
         try:
             settings = self._load()
-            if (settings.socket, settings.state) != (self.settings.socket, self.settings.state):
-                log.warning("socket and state need a restart")
+            if any(getattr(settings, name) != getattr(self.settings, name) for name in _AT_START):
+                log.warning("%s need a restart", ", ".join(_AT_START))
             self.settings = settings
             await self._apply_at_start()
             log.info("reloaded")
@@ -163,12 +180,19 @@ class Agent:
             for line in str(failure).splitlines():
                 log.error("not reloaded: %s", line)
 
-    async def apply(self, params: Params, asker: Peer) -> list[Record]:
-        """`text`: a file as `tsn-agent apply` takes it, `name`: how errors call it, `dry_run`. Gives the changes."""
-        text, name, dry_run = params.get("text"), params.get("name", "stdin"), params.get("dry_run", False)
-        if not isinstance(text, str) or not isinstance(name, str) or not isinstance(dry_run, bool):
-            raise RpcError("bad-request", "accepted text and name (texts) and dry_run (true or false)")
-        return await self._change(lambda: self._engine.apply(tomlfile.parse(text, name), dry_run=dry_run), dry_run)
+    async def apply(self, params: Params, _: Peer) -> list[Record]:
+        """`text`: a file as `tsn-agent apply` takes it, or `values`: what is in it, as a table; `name`: how errors call
+        it; `dry_run`. Gives the changes."""
+        text, values = params.get("text"), params.get("values")
+        name, dry_run = params.get("name", "stdin"), params.get("dry_run", False)
+        if not isinstance(name, str) or not isinstance(dry_run, bool):
+            raise RpcError("bad-request", "accepted name (text) and dry_run (true or false)")
+        if isinstance(text, str) and values is None:
+            return await self._change(lambda: self._engine.apply(tomlfile.parse(text, name), dry_run=dry_run), dry_run)
+        if isinstance(values, dict) and text is None:
+            document = tomlfile.Document(name, values)
+            return await self._change(lambda: self._engine.apply(document, dry_run=dry_run), dry_run)
+        raise RpcError("bad-request", "accepted text, or values (a table), and not both")
 
     async def clear(self, params: Params, _: Peer) -> list[Record]:
         """Take away all that was applied; `dry_run`. Gives the changes."""
@@ -190,7 +214,13 @@ class Agent:
 
     # ---- what applications ask for ----
 
-    async def request(self, params: Params, _: Peer) -> list[Record]:
+    async def request(self, params: Params, asker: Peer) -> list[Record]:
+        """A place for a stream, from whoever gives it: this agent, or the controller."""
+        if self._controller is not None and self._controller.decides:
+            return await self._controller.request(params)
+        return await self.place(params, asker)
+
+    async def place(self, params: Params, _: Peer) -> list[Record]:
         """A place for a stream: the keys of `requests.Request`. Gives the grant."""
         try:
             request = Request.of(params)
@@ -262,10 +292,12 @@ class Agent:
 
     def _happened(self, record: Record) -> None:
         self.counters["events"] += 1
-        quiet = record.get("event") in ("added", "up", "carrier")
+        quiet = record.get("event") in ("added", "up", "carrier", "synchronised")
         text = " ".join(f"{name}={value}" for name, value in record.items() if name not in _LONG)
         log.log(logging.INFO if quiet else logging.WARNING, "%s", text)
         self._recent.append(record)
+        if self._controller is not None:
+            self._controller.event(record)
         for queue in self._listeners:
             if queue.full():
                 self.counters["missed_events"] += 1
@@ -280,11 +312,27 @@ class Agent:
             "kind": "daemon", "version": libqos.__version__, "pid": os.getpid(), "started_ts_ns": self._started_ns,
             "state": str(self.state), "streams": self.settings.streams or None, **self.counters,
             "agents": self._others.state(), "untold_reports": self._others.dropped,
+            "controller": self._controller.info() if self._controller is not None else None,
+            "clock": self._clock.record() if self._clock is not None else None,
         }]  # fmt: skip
 
     async def show(self, _: Params, __: Peer) -> list[Record]:
         """Wanted against actual."""
         return await self._do(lambda: self._engine.show())
+
+    async def clock(self, _: Params, __: Peer) -> list[Record]:
+        """How the clock is."""
+        return [self._the_clock().record()]
+
+    async def follow_clock(self, _: Params, __: Peer) -> AsyncIterator[Record]:
+        """How the clock is, again and again."""
+        async for record in self._the_clock().follow():
+            yield record
+
+    def _the_clock(self) -> Clock:
+        if self._clock is None:
+            raise RpcError("refused", "this agent holds no clock: name interfaces in [ptp] of its configuration")
+        return self._clock
 
     async def capabilities(self, params: Params, _: Peer) -> list[Record]:
         """What kernel and interfaces can do; `interfaces`: names, all by default."""
@@ -306,8 +354,10 @@ class Agent:
                     yield record
             while True:
                 try:
-                    yield await asyncio.wait_for(queue.get(), 10.0)
+                    async with asyncio.timeout(10.0):
+                        record = await queue.get()
                 except TimeoutError:  # so that whoever waits knows that we are there
-                    yield {"kind": "idle", "ts_ns": time.time_ns()}
+                    record = {"kind": "idle", "ts_ns": time.time_ns()}
+                yield record
         finally:
             self._listeners.discard(queue)

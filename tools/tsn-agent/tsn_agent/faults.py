@@ -128,9 +128,11 @@ class Faults:
             yield {"order": "idle"}
             while True:
                 try:
-                    yield await asyncio.wait_for(queue.get(), _IDLE_S)
+                    async with asyncio.timeout(_IDLE_S):
+                        order = await queue.get()
                 except TimeoutError:
-                    yield {"order": "idle"}
+                    order = {"order": "idle"}
+                yield order
         finally:
             if role == "talker":
                 self._talkers[stream].discard(queue)

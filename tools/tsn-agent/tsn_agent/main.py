@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
-_READ_ONLY: Final = ("info", "show", "capabilities", "streams", "paths")
+_READ_ONLY: Final = ("info", "show", "capabilities", "streams", "paths", "clock")
 _TIMEOUT_S: Final = 65.0  # as long as the daemon may take to apply
 _SILENCE_S: Final = 30.0  # the daemon says every ten seconds that it is there
 
@@ -121,7 +121,7 @@ def run(settings: Settings) -> None:
     overrides = {
         row[0]: given[name]
         for row in configuration.reference(Settings, tool="tsn-agent")
-        if (name := f"table_{row[0]}") in given
+        if (name := f"table_{row[0].replace('.', '_')}") in given
     }
     file = given.get("config_file")
     cli.set_up_logging(settings.log_level.upper(), context.meta.get("libqos.log_format", "text"))
@@ -319,6 +319,29 @@ def info(socket_path: str, output_format: str) -> None:
       tsn-agent info | jq .applied
     """
     output.show(_tell(socket_path, "info"), output_format)
+
+
+@agent.command()
+@click.option("--follow", is_flag=True, help="And each change of it, until Ctrl-C.")
+@cli.socket_option("tsn-agent")
+@cli.format_option
+def clock(socket_path: str, output_format: str, follow: bool) -> int:
+    """The clock that the daemon holds by PTP: ports, offset, grandmaster; exit 1 while it is not synchronised.
+
+    \b
+    Example:
+      tsn-agent clock --follow | jq -c '{synchronised, offset_ns}'
+    """
+    from libqos import paths, rpc
+
+    if not follow:
+        (record,) = _tell(socket_path, "clock")
+        output.show([record], output_format)
+        return cli.OK if record["synchronised"] else cli.FAILED
+    writer = output.writer(output_format)
+    for record in rpc.stream(paths.status_socket(socket_path), {"method": "follow_clock"}, timeout=_SILENCE_S):
+        writer.write(record)
+    return cli.OK
 
 
 main = cli.entry(agent)

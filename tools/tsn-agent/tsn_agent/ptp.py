@@ -25,6 +25,7 @@ from libqos.codec import ptpmgmt
 from libqos.codec.ptpmgmt import CurrentDataSet, Id, PortDataSet, PortState, TimeStatus
 from libqos.errors import InputError, QosError
 from libqos.watched import Watched
+from tsn_agent.ptpconfig import PtpLimits
 from tsn_agent.supervisor import Daemon
 
 if TYPE_CHECKING:
@@ -38,23 +39,6 @@ _MAX_PATH_BYTES: Final = 107  # sun_path of unix(7), without its end
 
 class PtpError(QosError):
     """ptp4l gave no answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PtpLimits:
-    """When a device is synchronised, and how closely ptp4l is watched; seconds and nanoseconds."""
-
-    within_ns: int = 1_000
-    beyond_ns: int = 2_000
-    for_s: float = 2.0
-    poll_s: float = 0.25
-    answer_s: float = 1.0
-    stale_s: float = 3.0  # without a new Sync the offset says nothing any more
-    hung_s: float = 10.0  # without an answer ptp4l is started again
-
-    def __post_init__(self) -> None:
-        if not 0 < self.within_ns <= self.beyond_ns:
-            raise InputError(f"beyond_ns: found {self.beyond_ns}, accepted within_ns ({self.within_ns}) or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
