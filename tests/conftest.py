@@ -12,6 +12,7 @@ that never returns), faulthandler prints every thread's stack and ends the run a
 import functools
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,8 @@ def _required() -> set[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # run in the background: what we start must know Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name, (what, _) in RESOURCES.items():
         config.addinivalue_line("markers", f"needs_{name}: the test needs {what}")
     if unknown := _required() - set(RESOURCES):

@@ -39,14 +39,9 @@ class Command:
     """A running command; `records` is what it has said so far."""
 
     def __init__(self, words: Sequence[object]) -> None:
-        # Ctrl-C has to reach it also where the tests are run in the background, with SIGINT ignored.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            self.process = subprocess.Popen(
-                list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        finally:
-            signal.signal(signal.SIGINT, before)
+        self.process = subprocess.Popen(
+            list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         self.records: list[Record] = []
         self.errors = ""
         self._readers = [threading.Thread(target=self._read_records), threading.Thread(target=self._read_errors)]
