@@ -240,9 +240,14 @@ class Faults:
     def _move(self, state: _State, cause: str, *, confirmed: bool) -> None:
         if state.moving is None and len(state.stream.paths) > 1:
             state.moving = asyncio.create_task(self._moved(state, cause, confirmed=confirmed))
-            state.moving.add_done_callback(lambda _: setattr(state, "moving", None))
 
     async def _moved(self, state: _State, cause: str, *, confirmed: bool) -> None:
+        try:
+            await self._try_ways(state, cause, confirmed=confirmed)
+        finally:
+            state.moving = None  # at once: an interface that comes back now must be able to start a stopped stream
+
+    async def _try_ways(self, state: _State, cause: str, *, confirmed: bool) -> None:
         begin, count = time.time_ns(), len(state.stream.paths)
         failed = state.stream.paths[state.active].interface
         self._order(state.stream.name, {"order": "stop"})
