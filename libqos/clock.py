@@ -53,6 +53,11 @@ def read_ns(clockid: int) -> int:
     return int(now[0])
 
 
+def next_instant(begin_ns: int, period_ns: int, least_ns: int) -> int:
+    """The first of begin, begin + period, ... that is not before `least_ns`; all of one clock."""
+    return begin_ns if begin_ns >= least_ns else begin_ns + -((begin_ns - least_ns) // period_ns) * period_ns
+
+
 def sleep_until(deadline_ns: int, clockid: int = MONOTONIC, spin_ns: int = SPIN_DEFAULT_NS) -> int:
     """Sleep until `deadline_ns` on a clock and return the lateness in ns, 0 or more.
 

@@ -13,17 +13,16 @@ import contextlib
 import os
 import socket
 import ssl
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from libqos import paths
 from libqos.errors import InputError, QosError
 from libqos.lock import Lock
 
 ACCEPTED: Final = "unix:///PATH, tcp://HOST:PORT or tls://HOST:PORT"
-_MAX_PATH_BYTES: Final = 107  # sun_path of unix(7), without its end
 _BACKLOG: Final = 128
 
 
@@ -54,8 +53,9 @@ def parse(url: str) -> Endpoint:
     if parts.query or parts.fragment or parts.username is not None:
         raise InputError(f"{url}: found more than an address, accepted {ACCEPTED}")
     if parts.scheme == "unix" and not parts.netloc and parts.path.startswith("/"):
-        if len(os.fsencode(parts.path)) > _MAX_PATH_BYTES:
-            raise InputError(f"{url}: found a path of {len(os.fsencode(parts.path))} bytes, accepted {_MAX_PATH_BYTES}")
+        if len(os.fsencode(parts.path)) > paths.MAX_PATH_BYTES:
+            length = len(os.fsencode(parts.path))
+            raise InputError(f"{url}: found a path of {length} bytes, accepted {paths.MAX_PATH_BYTES}")
         return Endpoint("unix", path=parts.path)
     if parts.scheme in ("tcp", "tls") and parts.hostname and port is not None and parts.path in ("", "/"):
         return Endpoint(parts.scheme, parts.hostname, port)
@@ -160,12 +160,10 @@ class Listeners:
 
     def _open_unix(self, path: Path, mode: int) -> None:
         self._lock = Lock(path.with_name(f"{path.name}.lock"), path)
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise EndpointError(
-                    f"unix://{path}: there is a file that is no socket; remove it, or take another path"
-                )
-            path.unlink()  # its process has died: we hold the lock
+        try:
+            paths.remove_socket(path)  # its process has died: we hold the lock
+        except paths.SocketPathError as error:
+            raise EndpointError(f"unix://{path}: there is a file that is no socket; remove it") from error
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sockets.append(listener)
         listener.bind(os.fspath(path))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SYSTEM_DIRECTORY: Final = Path("/run/qos")
-_PATH_BYTES: Final = 107  # sun_path, unix(7)
+MAX_PATH_BYTES: Final = 107  # sun_path, unix(7)
 
 
 class SocketPathError(QosError):
@@ -72,8 +72,8 @@ def status_socket(path: str | os.PathLike[str]) -> Path:
 
 def check_socket(path: Path) -> None:
     """Raises SocketPathError when a status socket beside `path` would not fit into an address."""
-    if len(os.fsencode(status_socket(path))) > _PATH_BYTES:
-        raise SocketPathError(f"{path}: the path is too long for a socket, accepted at most {_PATH_BYTES - 7} bytes")
+    if len(os.fsencode(status_socket(path))) > MAX_PATH_BYTES:
+        raise SocketPathError(f"{path}: the path is too long for a socket, accepted at most {MAX_PATH_BYTES - 7} bytes")
 
 
 def remove_socket(path: Path) -> None:

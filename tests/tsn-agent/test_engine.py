@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tsn_agent.engine import Engine
-from tsn_agent.kernel import now_ns
 
 from libqos import tomlfile
+from libqos.clock import tai_ns
 from libqos.codec.rtnl.refusals import RefusedError
 from libqos.errors import QosError
 from tests.waiting import wait_until
@@ -150,7 +150,7 @@ def test_what_is_no_longer_wanted_is_taken_away_and_the_rest_left(engine: Engine
 
 def test_a_list_changes_while_it_runs(engine: Engine) -> None:
     engine.apply(document(ALL))
-    far = now_ns() + 3600 * 10**9
+    far = tai_ns() + 3600 * 10**9
     later = ALL.replace("300_000", "400_000").replace("700_000", "600_000") + ""
     later = later.replace('interface = "eth0"\ntraffic', f'base_time_ns = {far}\ninterface = "eth0"\ntraffic')
     assert actions(engine.apply(document(later))) == ["change taprio"]
@@ -176,7 +176,7 @@ def test_a_vlan_gets_another_number_and_keeps_what_stands_on_it(engine: Engine) 
 
 def test_base_time_in_the_past_stands_for_the_cycles_that_follow(engine: Engine) -> None:
     past = CLASSES + "base_time_ns = 250_000\n" + ENTRIES
-    before = now_ns()
+    before = tai_ns()
     engine.apply(document(past))
     wait_until(lambda: discipline()["options"].get("base_time"), "the schedule's beginning")
     begin = discipline()["options"]["base_time"]

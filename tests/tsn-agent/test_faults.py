@@ -214,3 +214,36 @@ async def test_the_listeners_agent_tells_the_talkers(tmp_path: Path) -> None:
             alarm = await talkers.until("alarm", alarm="silent-loss", path="eth0.10")
             assert alarm["evidence"] == {"event": "silent", "seq": 5, "count": 3}
             assert here.dropped == 0
+
+
+@runs
+async def test_a_file_that_is_applied_again_leaves_a_move_alone() -> None:
+    world = World()
+    talker = await world.talker()
+    world.sequence("silent")
+    assert [await talker.order(), await talker.order()] == [{"order": "stop"}, START]
+    world.configure(STREAM.format(hold=60_000))
+    world.sequence("resumed")
+    await world.until("failover", to="eth1.20", back=True)
+
+
+@runs
+async def test_another_file_starts_what_was_told_to_stop() -> None:
+    world = World(down={"eth1", "eth2"})
+    talker = await world.talker()
+    world.link("eth0", "down")
+    await world.until("alarm", alarm="no-path")
+    world.configure(STREAM.format(hold=1), {"eth0"})
+    assert [(await talker.order())["order"] for _ in range(2)] == ["stop", "start"]
+
+
+@runs
+async def test_a_way_that_goes_down_while_it_is_taken_is_left() -> None:
+    world, ready = World(), asyncio.Event()
+    world.faults.ready = ready.wait
+    talker = await world.talker()
+    world.link("eth0", "down")
+    assert await talker.order() == {"order": "stop"}
+    world.link("eth1", "down")
+    ready.set()
+    await world.until("failover", to="eth2")

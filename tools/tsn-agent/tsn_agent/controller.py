@@ -58,15 +58,18 @@ _PLACE: Final = ("stream", "via", "offset_ns", "period_ns")
 class Controller:
     """A context manager: connected, or trying to, from its beginning to its end.
 
-    `methods` are the agent's, as its sockets have them. Raises InputError for files that cannot be used."""
+    `methods` are the agent's, as its sockets have them; `links` gives name, up and carrier of each
+    interface. Raises InputError for files that cannot be used."""
 
-    def __init__(self, settings: ControllerSettings, methods: Mapping[str, Method]) -> None:
+    def __init__(
+        self, settings: ControllerSettings, methods: Mapping[str, Method], links: Callable[[], list[Record]]
+    ) -> None:
         tls = None
         if settings.authority:
             tls = TlsFiles(Path(settings.authority), Path(settings.certificate), Path(settings.key))
         self.name = settings.name or socket.gethostname()
         self.decides = settings.requests == "controller"  # who gives streams their places
-        self._settings, self._methods = settings, methods
+        self._settings, self._methods, self._links = settings, methods, links
         self._asker = rpc.Peer(os.getpid(), os.getuid(), os.getgid())
         self._link = Link(
             settings.url, {name: self._method(name) for name in _METHODS}, tls=tls, ready=self._hello,
@@ -171,8 +174,7 @@ class Controller:
             "name": self.name, "ts_ns": time.time_ns(), "applied": {"digest": digest(wanted), **states},
             "streams": [{key: record[key] for key in _PLACE} for record in streams],
             "dropped_events": self._dropped, "daemon": info,
-            "interfaces": [{key: record[key] for key in ("name", "up", "carrier")}
-                           for record in await self._ask("capabilities") if record["kind"] == "interface"],
+            "interfaces": self._links(),
         }  # fmt: skip
 
     async def _tell_state(self) -> None:

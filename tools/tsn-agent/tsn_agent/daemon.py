@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -113,7 +114,7 @@ class Agent:
                 self._faults.ready = self._clock.synchronised
             if self.settings.controller.url:
                 methods = {**status, **control, "request": self.place}
-                self._controller = Controller(self.settings.controller, methods)
+                self._controller = Controller(self.settings.controller, methods, self._carriers)
             self._links = stack.enter_context(LinkWatch(self._link_event))
             await self._do(lambda: self._engine.recover())
             await self._apply_at_start()
@@ -163,7 +164,7 @@ class Agent:
         for record in await self._do(lambda: self._requests.look_again()):
             self._happened({**record, "ts_ns": time.time_ns()})
         wanted, resources = await self._do(lambda: (self._engine.wanted(), self._engine.kernel.resources()))
-        down = {link.name for link in (self._links.links or {}).values() if not (link.up and link.carrier)}
+        down = {link["name"] for link in self._carriers() if not (link["up"] and link["carrier"])}
         self._faults.configure(wanted, resources, down)
         self._others.configure({stream.tell for stream in wanted.streams if stream.tell})
 
@@ -263,6 +264,9 @@ class Agent:
         return self._faults.streams()
 
     # ---- what is seen ----
+
+    def _carriers(self) -> list[Record]:
+        return [dataclasses.asdict(link) for link in (self._links.links or {}).values()]
 
     def _link_event(self, record: Record) -> None:
         self._happened(record)

@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 _IDLE_S: Final = 5.0  # between two orders; those who wait give up after ten seconds
 _ORDERS: Final = 64  # that may wait for one talker
-_ALARM_S: Final = 1.0  # of one stream and name: so often at most, with what came between counted
+_ALARM_S: Final = 1.0  # of one stream and name: so often at most; `told` counts all
 _DOWN: Final = ("carrier_lost", "down", "removed")
 # What a listener or talker tells, and the alarm that is raised for it. Only the first of them moves a stream.
 _ALARMS: Final = {
@@ -63,8 +63,8 @@ class Faults:
         self._below: dict[str, str] = {}  # VLAN to interface
         self._base: dict[str, int] = {}  # base time of the schedule by interface
         self._down: set[str] = set()
-        self._alarms: dict[tuple[str, str], tuple[float, int]] = {}
-        self.ready: Callable[[], Awaitable[None]] | None = None  # waits until the clock may be relied on
+        self._alarms: dict[tuple[str, str], float] = {}  # when each was raised last
+        self.ready: Callable[[], Awaitable[object]] | None = None  # waits until the clock may be relied on
 
     def configure(self, wanted: Wanted, resources: Resources, down: set[str]) -> None:
         """Take over what was applied; streams that were there keep their way."""
@@ -74,15 +74,18 @@ class Faults:
         self._down = down
         before, self._states = self._states, {}
         for stream in wanted.streams:
-            old = before.pop(stream.name, None)
+            old = before.get(stream.name)
+            if old is not None and old.stream == stream:
+                self._states[stream.name] = before.pop(stream.name)  # with a move that is under way
+                continue
             active = 0
-            if old is not None:
-                self._end(old)
             if old is not None and old.stream.paths:
                 there = [path.interface for path in stream.paths]
                 name = old.stream.paths[old.active].interface
                 active = there.index(name) if name in there else 0
-            self._states[stream.name] = _State(stream, active)
+            self._states[stream.name] = state = _State(stream, active)
+            if old is not None and stream.paths and (old.stopped or old.moving is not None):
+                self._order(stream.name, self._start(state))  # its talkers have been told to stop
         for old in before.values():
             self._end(old)
 
@@ -199,13 +202,11 @@ class Faults:
     def _quiet(self, stream: str, alarm: str) -> bool:
         """Whether an alarm was raised just now: one is enough, however often it is told."""
         key, now = (stream, alarm), time.monotonic()
-        last, count = self._alarms.get(key, (0.0, 0))
-        if now - last < _ALARM_S:
-            self._alarms[key] = last, count + 1
+        if now - self._alarms.get(key, 0.0) < _ALARM_S:
             return True
         if len(self._alarms) > 4096:  # whoever invents names of streams
             self._alarms.clear()
-        self._alarms[key] = now, 0
+        self._alarms[key] = now
         return False
 
     def _raise(self, stream: str, alarm: str, evidence: Record, path: str | None = None) -> None:
@@ -246,6 +247,8 @@ class Faults:
             await self._try_ways(state, cause, confirmed=confirmed)
         finally:
             state.moving = None  # at once: an interface that comes back now must be able to start a stopped stream
+        if not state.stopped and not self._usable(state, state.active):  # it went down meanwhile
+            self._move(state, "link-down", confirmed=False)
 
     async def _try_ways(self, state: _State, cause: str, *, confirmed: bool) -> None:
         begin, count = time.time_ns(), len(state.stream.paths)
@@ -267,7 +270,8 @@ class Faults:
             back = True
             if confirmed:
                 try:
-                    await asyncio.wait_for(state.resumed.wait(), state.stream.confirm_ms / 1000)
+                    async with asyncio.timeout(state.stream.confirm_ms / 1000):
+                        await state.resumed.wait()
                 except TimeoutError:
                     back = False
             self._happened({

@@ -7,13 +7,13 @@ What the kernel refuses is a RefusedError, whose sentence names resource and par
 from __future__ import annotations
 
 import errno
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
+from libqos import clock
 from libqos.codec.rtnl import register
 from libqos.codec.rtnl.refusals import RefusedError, explain
 
@@ -50,11 +50,6 @@ class Interface:
     index: int
     name: str
     tx_queues: int
-
-
-def now_ns() -> int:
-    """TAI, in which schedules count."""
-    return time.clock_gettime_ns(time.CLOCK_TAI)
 
 
 def phase(parameters: Value) -> int:
@@ -257,7 +252,7 @@ class Kernel:
         if wanted is None:
             self._ip.tc("del", index=index, handle=_HANDLE, parent=_ROOT)
             return
-        parameters = {**wanted, "base_time": next_base_time(wanted, now_ns())}
+        parameters = {**wanted, "base_time": next_base_time(wanted, clock.tai_ns())}
         if found is None:
             self._ip.tc("add", "taprio", index, "100:", **_tuples(parameters))
         else:
@@ -276,8 +271,7 @@ class Kernel:
 
 def next_base_time(parameters: Value, now: int) -> int:
     """The base time, or where it is past the next beginning of a cycle: a device may refuse what is past."""
-    base, cycle = int(parameters["base_time"]), int(parameters["cycle_time"])
-    return base if base >= now else base + -((base - now) // cycle) * cycle
+    return clock.next_instant(parameters["base_time"], parameters["cycle_time"], now)
 
 
 def keeps_running(found: Value, wanted: Value) -> bool:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Self
 from libqos.codec import ptpmgmt
 from libqos.codec.ptpmgmt import CurrentDataSet, Id, PortDataSet, PortState, TimeStatus
 from libqos.errors import InputError, QosError
+from libqos.paths import MAX_PATH_BYTES
 from libqos.watched import Watched
 from tsn_agent.ptpconfig import PtpLimits
 from tsn_agent.supervisor import Daemon
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from tsn_agent.ptpconfig import PtpConfig
 
 _DATAGRAM_BYTES: Final = 2048
-_MAX_PATH_BYTES: Final = 107  # sun_path of unix(7), without its end
 
 
 class PtpError(QosError):
@@ -140,8 +140,8 @@ class Ptp:
         self.config, self.limits = config, limits or PtpLimits()
         self.status: Watched[PtpStatus] = Watched(PtpStatus())
         self._server, self._client = directory / "ptp4l.sock", directory / "client.sock"
-        if len(os.fsencode(self._client)) > _MAX_PATH_BYTES:
-            raise InputError(f"{directory}: too long a name for sockets, accepted are {_MAX_PATH_BYTES - 12} bytes")
+        if len(os.fsencode(self._client)) > MAX_PATH_BYTES:
+            raise InputError(f"{directory}: too long a name for sockets, accepted are {MAX_PATH_BYTES - 12} bytes")
         self._file = directory / "ptp4l.conf"
         self.ptp4l = Daemon("ptp4l", config.ptp4l(self._file))
         self.phc2sys = Daemon("phc2sys", config.phc2sys(self._server)) if config.system_clock else None

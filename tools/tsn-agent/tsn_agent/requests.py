@@ -12,10 +12,11 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from libqos import clock
 from libqos.codec.rtnl.refusals import RefusedError
 from tsn_agent import capabilities
 from tsn_agent.admission import Grant, Need, admit, wire_ns
-from tsn_agent.kernel import FOREIGN, now_ns
+from tsn_agent.kernel import FOREIGN
 
 if TYPE_CHECKING:
     from tsn_agent.engine import Engine
@@ -155,7 +156,9 @@ class Requests:
             "kind": "grant", **request.__dict__, "via": via, "below": below, "pcp": _pcp(vlan, request.priority),
             "traffic_class": traffic_class, "base_time_ns": schedule["base_time"],
             "cycle_time_ns": schedule["cycle_time"], "offset_ns": grant.offset_ns, "length_ns": length,
-            "first_launch_ns": _first(schedule["base_time"] + grant.offset_ns, request.period_ns, now_ns() + _AHEAD_NS),
+            "first_launch_ns": clock.next_instant(
+                schedule["base_time"] + grant.offset_ns, request.period_ns, clock.tai_ns() + _AHEAD_NS
+            ),
             "launch_time": etf is not None, "delta_ns": etf["delta"] if etf else None, "queues": count,
         }  # fmt: skip
 
@@ -163,7 +166,3 @@ class Requests:
 def _pcp(vlan: Value | None, priority: int) -> int | None:
     """What a switch sees; without a VLAN tag nothing."""
     return None if vlan is None else dict(map(tuple, vlan["egress"])).get(priority, 0)
-
-
-def _first(begin: int, period: int, earliest: int) -> int:
-    return begin if begin >= earliest else begin + -((begin - earliest) // period) * period

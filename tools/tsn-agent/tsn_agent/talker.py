@@ -29,12 +29,11 @@ COUNTERS: Final = ("sent", "failed", "skipped", "missed", "invalid", "unreachabl
 
 def first_instant(talk: Talk) -> int:
     """The first instant of a stream that can be kept, in TAI ns: base time and offset, advanced by whole periods."""
+    from libqos import clock
     from tsn_agent._traffic import lib
 
     ahead = 4 * int(lib.QOS_TALKER_SLICE_NS) + (talk.lead if talk.launch_time else 0)  # until the loop knows
-    least = time.clock_gettime_ns(time.CLOCK_TAI) + ahead
-    instant = talk.base_time + talk.offset
-    return instant if instant >= least else instant + -(-(least - instant) // talk.period) * talk.period
+    return clock.next_instant(talk.base_time + talk.offset, talk.period, clock.tai_ns() + ahead)
 
 
 class Stream:
