@@ -54,7 +54,8 @@ def test_the_daemon_and_the_pipelines(tmp_path: Path, environment: dict[str, str
     link, *others = PIPELINES.replace("|\n", "| ").splitlines()
     with subprocess.Popen(start, cwd=tmp_path, env=environment) as daemon:
         wait_until(socket.exists, "the daemon")
-        toggle = "while ip link set far0 down && ip link set far0 up; do sleep 0.1; done"
+        # Linux tells of carriers once a second, as they are then
+        toggle = "while ip link set far0 down && sleep 1.2 && ip link set far0 up; do sleep 1.2; done"
         with subprocess.Popen(["sh", "-c", toggle]) as toggling:
             for words in (watch, ["bash", "-c", link.replace("jq -c", "jq --unbuffered -c")]):
                 with subprocess.Popen(
@@ -64,6 +65,9 @@ def test_the_daemon_and_the_pipelines(tmp_path: Path, environment: dict[str, str
                     seen = next(line for line in watching.stdout if "eth0" in line)
                     os.killpg(watching.pid, signal.SIGTERM)
             toggling.terminate()
+        subprocess.run(["ip", "link", "set", "far0", "up"], check=True)
+        show = ["tsn-agent", "show"]
+        wait_until(lambda: subprocess.run(show, env=environment, capture_output=True).returncode == 0, "moving gates")
         assert json.loads(seen)["interface"] == "eth0"
         for line in [*STREAM.splitlines(), *others]:
             done = subprocess.run(

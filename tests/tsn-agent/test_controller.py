@@ -187,6 +187,91 @@ def test_both_sides_call(tmp_path: Path, host: Host) -> None:
     run(with_device(make, url, controller, work))
 
 
+ONE_WAY: Final = """
+[[interfaces]]
+name = "eth0"
+addresses = ["192.0.2.1/24"]
+[[streams]]
+name = "axis"
+confirm_ms = 60_000
+[[streams.paths]]
+interface = "eth0"
+destination = "192.0.2.2"
+"""
+OTHER_WAY: Final = (
+    ONE_WAY
+    + """
+[[streams.paths]]
+interface = "lo"
+destination = "127.0.0.1"
+"""
+)
+
+
+@pytest.mark.needs_netns
+def test_the_controller_gives_a_stream_another_way(tmp_path: Path, host: Host) -> None:
+    """It applies another file, and says by which of its ways the stream goes on."""
+    url, make = start(tmp_path, host)
+    asked: list[Record] = []
+
+    async def reconfigure(_: Peer, params: list[Any]) -> Any:
+        asked.extend(params)
+        await controller.call("apply", {"text": OTHER_WAY})
+
+    controller = Controller(reconfigure=reconfigure)
+
+    async def work(device: Device, _: Server) -> None:
+        await controller.hear("hello")
+        await controller.call("apply", {"text": ONE_WAY})
+        orders: list[Any] = []
+
+        def attach() -> None:
+            request = {"method": "attach", "params": {"stream": "axis", "role": "talker"}}
+            for order in rpc.stream(device.socket, request, timeout=60):
+                orders.append(order)
+                if order.get("interface") == "lo":
+                    return
+
+        talker = asyncio.create_task(asyncio.to_thread(attach))
+        await until(lambda: orders)
+        host.ip("link", "set", "far0", "down")
+        await talker
+        assert orders[-1] == {"order": "start", "interface": "lo", "destination": "127.0.0.1"}
+        assert {order["order"] for order in orders[:-1]} <= {"idle", "start", "stop"}
+        (fault,) = asked
+        facts = {"stream": "axis", "cause": "link-down", "path": "eth0", "usable": [], "device": "axis"}
+        assert facts.items() <= fault.items()
+        moved = await controller.hear("event", kind="failover", cause="link-down", to="lo")
+        assert moved["from"] == "eth0"
+        way = {"stream": "axis", "interface": "lo", "paths": ["eth0", "lo"], "usable": [False, True],
+               "moving": False, "stopped": False}  # fmt: skip
+        await until(lambda: [told["paths"] for kind, told in controller.told if kind == "state"][-1:] == [[way]])
+
+    run(with_device(make, url, controller, work))
+
+
+@pytest.mark.needs_netns
+@pytest.mark.parametrize("answer", ["none", "wrong", "never"])
+def test_a_controller_that_names_no_way_leaves_it_to_the_agent(tmp_path: Path, host: Host, answer: str) -> None:
+    url, make = start(tmp_path, host, "reconfigure_ms = 50\n")
+
+    async def reconfigure(_: Peer, __: list[Any]) -> Any:
+        if answer == "never":
+            await asyncio.Event().wait()
+        return [1]
+
+    controller = Controller() if answer == "none" else Controller(reconfigure=reconfigure)
+
+    async def work(device: Device, _: Server) -> None:
+        await controller.hear("hello")
+        await controller.call("apply", {"text": OTHER_WAY})
+        host.ip("link", "set", "far0", "down")
+        await controller.hear("event", kind="failover", cause="link-down", to="lo", by="agent")
+        assert device.link()["connected"]
+
+    run(with_device(make, url, controller, work))
+
+
 def test_what_is_refused_is_told_with_code_and_text(tmp_path: Path) -> None:
     url, make = start(tmp_path)
     controller = Controller()

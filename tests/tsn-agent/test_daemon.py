@@ -311,7 +311,9 @@ def test_a_talker_is_ordered_to_another_way(daemon: Daemon) -> None:
         assert daemon.ask("apply", "-", text=STREAMS + ways).returncode == 0
         question = {"method": "attach", "params": {"stream": "axis", "role": "talker"}}
         orders = rpc.stream(daemon.socket, question, timeout=15)
-        assert next(orders) == {"order": "idle"}
+        idle, start = next(orders), next(orders)
+        assert (idle["order"], start["order"], start["interface"]) == ("idle", "start", "eth0")
+        assert start["base_time_ns"] % 1_000_000 == 0
         sh("ip link set far0 down")
         assert [next(orders), next(orders)] == [{"order": "stop"}, {"order": "start", "interface": "eth1"}]
         rpc.call(daemon.socket, {"method": "report", "params": {"stream": "axis", "kind": "launch-missed", "count": 2}})
@@ -328,5 +330,15 @@ def test_a_talker_is_ordered_to_another_way(daemon: Daemon) -> None:
             with pytest.raises(rpc.RpcError) as caught:
                 next(rpc.stream(daemon.socket, {"method": "attach", "params": wrong}, timeout=15))
             assert caught.value.code == "bad-request"
+        sh("ip link set far0 up")
+        daemon.records("show")  # one thread does it, and has written down the way before
+        daemon.process.kill()
+        daemon.process.wait()
+        again = Daemon(daemon.folder)
+        try:
+            orders = rpc.stream(daemon.socket, question, timeout=15)
+            assert [next(orders), next(orders)] == [{"order": "idle"}, {"order": "start", "interface": "eth1"}]
+        finally:
+            assert again.end() == 0
     finally:
         sh("ip link del eth1")

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import TYPE_CHECKING, Any
 
-from tsn_agent import wanted
+from tsn_agent import faults, wanted
 from tsn_agent.faults import Faults
 from tsn_agent.otheragents import OtherAgents
 
@@ -16,6 +17,8 @@ from tests.waiting import TIMEOUT_S, free_port
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
+
+    import pytest
 
 STREAM = """
 [[streams]]
@@ -45,8 +48,8 @@ class World:
         self.faults = Faults(self.events.append, lambda url, report: self.told.append((url, report)))
         self.configure(text, down)
 
-    def configure(self, text: str, down: set[str] | None = None) -> None:
-        self.faults.configure(wanted.of_document(tomlfile.parse(text, "f")), RESOURCES, down or set())
+    def configure(self, text: str, down: set[str] | None = None, ways: dict[str, str] | None = None) -> None:
+        self.faults.configure(wanted.of_document(tomlfile.parse(text, "f")), RESOURCES, down or set(), ways or {})
 
     def link(self, name: str, event: str) -> None:
         up = event in ("up", "carrier")
@@ -56,8 +59,10 @@ class World:
         self.faults.report("axis", "sequence", {"event": event, **facts})
 
     async def talker(self) -> Talker:
+        """One that has just come, and has been told by which way."""
         made = Talker(self.faults)
         assert await made.order() == {"order": "idle"}
+        assert await made.order() == {"order": "start", "interface": "eth0.10", "destination": "10.0.1.2"}
         return made
 
     async def until(self, kind: str, **values: Any) -> dict[str, Any]:
@@ -83,8 +88,9 @@ class Talker:
 
 
 def runs(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    def run(tmp_path: Path) -> None:
-        asyncio.run(test(tmp_path) if test.__code__.co_argcount else test())
+    def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        given: dict[str, Any] = {"tmp_path": tmp_path, "monkeypatch": monkeypatch}
+        asyncio.run(test(**{name: given[name] for name in inspect.signature(test).parameters}))
 
     return run
 
@@ -161,8 +167,8 @@ async def test_a_talker_that_comes_later_is_sent_by_the_way_that_works() -> None
     world = World()
     world.link("eth0.10", "removed")
     await world.until("failover")
-    talker = await world.talker()
-    assert await talker.order() == START
+    talker = Talker(world.faults)
+    assert [await talker.order(), await talker.order()] == [{"order": "idle"}, START]
     await talker.leave()
     assert world.faults.streams()[0]["talkers"] == 0
 
@@ -217,6 +223,24 @@ async def test_the_listeners_agent_tells_the_talkers(tmp_path: Path) -> None:
 
 
 @runs
+async def test_an_agent_that_comes_later_is_told_what_is_silent(tmp_path: Path) -> None:
+    url = f"unix://{tmp_path}/agent.sock"
+    talkers, listeners = World(), World()
+    listeners.configure(f'[[streams]]\nname = "axis"\ntell = "{url}"')
+    listeners.faults._tell = lambda to, report: here.tell(to, report)
+    async with OtherAgents("", None, lambda *_: None) as here:
+        here.configure({url})
+        listeners.sequence("silent", seq=4)
+        listeners.sequence("resumed", seq=5)
+        listeners.sequence("silent", seq=6, count=3)
+        for _ in range(2):
+            async with OtherAgents(url, None, talkers.faults.report):
+                alarm = await talkers.until("alarm", alarm="silent-loss")
+            assert alarm["evidence"] == {"event": "silent", "seq": 6, "count": 3}
+            talkers = World()
+
+
+@runs
 async def test_a_file_that_is_applied_again_leaves_a_move_alone() -> None:
     world = World()
     talker = await world.talker()
@@ -234,7 +258,7 @@ async def test_another_file_starts_what_was_told_to_stop() -> None:
     world.link("eth0", "down")
     await world.until("alarm", alarm="no-path")
     world.configure(STREAM.format(hold=1), {"eth0"})
-    assert [(await talker.order())["order"] for _ in range(2)] == ["stop", "start"]
+    assert [(await talker.order())["order"] for _ in range(3)] == ["stop", "stop", "start"]
 
 
 @runs
@@ -247,3 +271,152 @@ async def test_a_way_that_goes_down_while_it_is_taken_is_left() -> None:
     world.link("eth1", "down")
     ready.set()
     await world.until("failover", to="eth2")
+
+
+@runs
+async def test_the_controller_is_asked_first() -> None:
+    world, asked = World(), []
+
+    async def ask(fault: dict[str, Any]) -> str:
+        asked.append(fault)
+        return "eth2"
+
+    world.faults.ask = ask
+    talker = await world.talker()
+    world.sequence("silent", seq=9)
+    orders = [await talker.order(), await talker.order()]
+    assert orders == [{"order": "stop"}, {"order": "start", "interface": "eth2"}]
+    world.sequence("resumed")
+    await world.until("failover", to="eth2", by="controller", back=True)
+    usable = ["eth0.10", "eth1.20", "eth2"]
+    evidence = {"event": "silent", "seq": 9}
+    assert asked == [
+        {"stream": "axis", "cause": "silent-loss", "path": "eth0.10", "usable": usable, "evidence": evidence}
+    ]
+
+
+@runs
+async def test_what_the_controller_names_has_to_bring_the_stream_back() -> None:
+    """Also the way that failed: the controller may have mended the network behind it."""
+    world = World(STREAM.format(hold=60_000).replace("60_000", "1", 1))
+
+    async def ask(_: dict[str, Any]) -> str:
+        return "eth0.10"
+
+    world.faults.ask = ask
+    talker = await world.talker()
+    world.sequence("silent")
+    await world.until("failover", to="eth0.10", by="controller", back=False)
+    await world.until("failover", to="eth1.20", by="agent", back=False)
+    orders = [await talker.order() for _ in range(3)]
+    assert [order.get("interface") for order in orders] == [None, "eth0.10", "eth1.20"]
+
+
+@runs
+async def test_a_controller_that_names_no_way_leaves_it_to_the_agent() -> None:
+    for answer in (None, "eth9", "eth2"):
+        world = World(down={"eth2"})
+
+        async def ask(_: dict[str, Any], answer: str | None = answer) -> str | None:
+            return answer
+
+        world.faults.ask = ask
+        world.link("eth0", "down")
+        await world.until("failover", to="eth1.20", by="agent")
+
+
+@runs
+async def test_a_controller_may_give_the_stream_other_ways() -> None:
+    world = World('[[streams]]\nname = "axis"\n[[streams.paths]]\ninterface = "eth0.10"\ndestination = "10.0.1.2"')
+
+    async def ask(_: dict[str, Any]) -> str | None:
+        world.configure(STREAM.format(hold=60_000))
+        await asyncio.sleep(TIMEOUT_S)  # it is not waited for
+        return None
+
+    world.faults.ask = ask
+    talker = await world.talker()
+    world.sequence("silent")
+    assert [await talker.order() for _ in range(3)] == [{"order": "stop"}, {"order": "stop"}, START]
+    world.sequence("resumed")
+    moved = await world.until("failover", cause="silent-loss", to="eth1.20", back=True)
+    assert (moved["from"], moved["by"]) == ("eth0.10", "agent")
+
+
+@runs
+async def test_a_stream_with_one_way_and_a_controller_that_has_none_goes_on() -> None:
+    world = World('[[streams]]\nname = "axis"\n[[streams.paths]]\ninterface = "eth0.10"\ndestination = "10.0.1.2"')
+
+    async def ask(_: dict[str, Any]) -> None:
+        return None
+
+    world.faults.ask = ask
+    talker = await world.talker()
+    world.sequence("silent")
+    await world.until("alarm", alarm="no-path")
+    assert [(await talker.order())["order"] for _ in range(2)] == ["stop", "start"]
+
+
+@runs
+async def test_ways_outlive_the_agent() -> None:
+    world = World()
+    kept: list[dict[str, str]] = []
+    world.faults.remember = kept.append
+    world.link("eth0", "down")
+    await world.until("failover", to="eth1.20")
+    while not kept:
+        await asyncio.sleep(0)
+    assert kept == [{"axis": "eth1.20"}]
+    again = World("")
+    again.configure(STREAM.format(hold=1), {"eth0"}, kept[0])
+    talker = Talker(again.faults)  # one that the agent before has told to stop, and nothing else
+    assert [await talker.order(), await talker.order()] == [{"order": "idle"}, START]
+
+
+@runs
+async def test_a_way_that_is_down_at_the_start_is_not_taken() -> None:
+    world = World(down={"eth0"})
+    await world.until("failover", cause="link-down", to="eth1.20")
+
+
+@runs
+async def test_who_comes_while_no_way_is_usable_waits() -> None:
+    world = World(down={"eth0", "eth1", "eth2"})
+    await world.until("alarm", alarm="no-path")
+    talker = Talker(world.faults)
+    assert [await talker.order(), await talker.order()] == [{"order": "idle"}, {"order": "stop"}]
+    world.link("eth1", "carrier")
+    assert [await talker.order(), await talker.order()] == [{"order": "stop"}, START]
+
+
+@runs
+async def test_another_schedule_gives_the_stream_its_instants() -> None:
+    world = World()
+    talker = await world.talker()
+    document = wanted.of_document(tomlfile.parse(STREAM.format(hold=60_000), "f"))
+    world.faults.configure(document, {**RESOURCES, ("taprio", "eth0"): {"base_time": 9, "cycle_time": 1000}}, set())
+    start = {"order": "start", "interface": "eth0.10", "destination": "10.0.1.2", "base_time_ns": 9}
+    assert await talker.order() == start
+
+
+@runs
+async def test_it_is_said_that_the_clock_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "_CLOCK_S", 0.001)
+    world, ready = World(), asyncio.Event()
+    world.faults.ready = ready.wait
+    world.link("eth0", "down")
+    await world.until("alarm", alarm="not-synchronised", stream="axis", path="eth1.20")
+    ready.set()
+    await world.until("failover", to="eth1.20")
+
+
+@runs
+async def test_a_stream_that_nobody_sends_stays_where_it_is() -> None:
+    world = World(STREAM.format(hold=60_000).replace("60_000", "1", 1))
+    talker = await world.talker()
+    await talker.leave()
+    world.sequence("silent")
+    await world.until("alarm", alarm="silent-loss")
+    assert not world.faults.streams()[0]["moving"]
+    talker = await world.talker()  # but who comes back and is not seen either
+    assert [await talker.order(), await talker.order()] == [{"order": "stop"}, START]

@@ -4,11 +4,13 @@ queue, and a stream through several switches."""
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from tests.testbed.network import Network
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -189,3 +191,80 @@ class TestLaunchTimes:
             sent = launches.talk(traffic, "10.0.0.2", "--period", "2ms", "--offset", "500us")
             assert sent["failed"] == launches.count
             launches.refused("send-failed", "ENOBUFS")
+
+
+AGENT: Final = """
+[[interfaces]]
+name = "eth0"
+addresses = ["10.0.0.1/24"]
+[[neighbours]]
+interface = "eth0"
+address = "10.0.0.2"
+mac = "{mac}"
+[[schedules]]
+interface = "eth0"
+traffic_classes = 2
+pcp = [0, 0, 0, 1, 0, 0, 0, 0]
+[[schedules.entries]]
+open = [1]
+interval_ns = 500_000
+[[schedules.entries]]
+open = [0]
+interval_ns = 500_000
+"""
+
+
+@pytest.mark.tsn_kernel(simulated_time=True)
+def test_gates_go_on_after_the_link_was_away(traffic: Any, tmp_path: Path) -> None:
+    """The kernel alone lets them stand as they are for ever."""
+    with Network() as network:
+        here, there = network.host("talker"), network.host("listener")
+        _, other = network.link(here, there, queues=2)
+        other.add("10.0.0.2/24")
+        file = tmp_path / "streams.toml"
+        file.write_text(AGENT.format(mac=there.run("cat", "/sys/class/net/eth0/address").strip()))
+        where = ("--socket", tmp_path / "a.sock", "--state", tmp_path / "a.db")
+        daemon = traffic.start(*here.words(traffic.bin / "tsn-agent"), "run", "--streams", file, *where)
+        wait_until((tmp_path / "a.sock").is_socket, "the daemon")
+        listener = traffic.start(*there.words(traffic.bin / "tsn-listener"), "--period", "1ms", "--samples")
+        listener.wait_for("listener")
+        talker = traffic.start(*here.words(traffic.bin / "tsn-talker"), "--destination", "10.0.0.2", "--period", "1ms",
+                               "--offset", "700us", "--priority", 3, "--spin", 0)  # fmt: skip
+        listener.wait_for("latency")
+        other.down()
+        listener.wait_for("sequence", event="silent")
+        other.up()
+        listener.wait_for("sequence", event="resumed")
+        seen = listener.of("latency")[-1]["seq"]
+        listener.wait_for("latency", seq=seen + 100)
+        assert (talker.end(signal.SIGTERM), listener.end(signal.SIGTERM), daemon.end(signal.SIGTERM)) == (0, 0, 0)
+    samples = listener.of("latency")
+    late = [sample for sample in samples if sample["ts_ns"] % 1_000_000 >= 500_000]
+    assert late == []
+    assert listener.final()["received"] == len(samples)
+
+
+@pytest.mark.tsn_kernel
+def test_without_the_daemon_it_is_shown_that_gates_stand_still(traffic: Any, tmp_path: Path) -> None:
+    with Network() as network:
+        here, there = network.host("talker"), network.host("listener")
+        _, other = network.link(here, there, queues=2)
+        file = tmp_path / "streams.toml"
+        file.write_text(AGENT.format(mac=there.run("cat", "/sys/class/net/eth0/address").strip()))
+
+        def agent(*words: object) -> list[dict[str, Any]]:
+            command = traffic.start(*here.words(traffic.bin / "tsn-agent"), *words, "--state", tmp_path / "a.db")
+            assert command.end() in (0, 1), command.errors
+            return list(command.records)
+
+        def standing() -> list[str]:
+            (schedule,) = [record for record in agent("show") if record["resource"] == "taprio"]
+            return list(schedule["differs"])
+
+        agent("apply", file)
+        assert (agent("apply", file), standing()) == ([], [])
+        other.down()
+        other.up()
+        assert standing() == ["running"]
+        assert [(change["action"], change["resource"]) for change in agent("apply", file)] == [("change", "taprio")]
+        assert (agent("apply", file), standing()) == ([], [])

@@ -31,6 +31,22 @@ def test_the_agent_stops_and_starts_a_stream(traffic: Any, agent: Any) -> None:
     assert listener.of("latency")[-1]["launch_ns"] % 1_000_000 == 123
 
 
+def test_an_order_to_go_on_as_it_does_changes_nothing(traffic: Any, agent: Any) -> None:
+    agent.start()
+    listener = traffic.listen("--samples")
+    talker = traffic.talk("--agent", agent.path)
+    listener.wait_for("latency")
+    for base_time in (0, 5_000_000, 7_000_000):  # of the same instants
+        agent.order(order="start", base_time_ns=base_time)
+    agent.order(order="start", base_time_ns=1)
+    wait_until(lambda: listener.of("latency")[-1]["launch_ns"] % 1_000_000 == 1, "the instants of another base time")
+    assert talker.end(signal.SIGTERM) == 0
+    assert listener.end(signal.SIGTERM) == 0
+    # numbers belong to instants until a stream is started anew: no number is used while it is paused
+    begins = {sample["launch_ns"] - sample["seq"] * 1_000_000 for sample in listener.of("latency")}
+    assert sorted(begin % 1_000_000 for begin in begins) == [0, 1]
+
+
 def test_the_agent_moves_a_stream(traffic: Any, agent: Any) -> None:
     agent.start()
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
@@ -97,6 +113,23 @@ def test_an_agent_that_refuses_reports_is_told_of_once(traffic: Any, agent: Any)
     assert listener.end(signal.SIGTERM) == 0
     assert listener.errors.count("a report was refused") == 1
     assert "reports did not get to the agent" in listener.errors
+
+
+def test_silence_is_told_before_what_was_lost(tmp_path: Any, agent: Any) -> None:
+    from tsn_agent.traffic_agent import AgentLink
+
+    link = AgentLink(str(agent.path), ["s"], "listener")
+    for number in range(2000):
+        link.report("s", "sequence", event="lost", seq=number, count=2)
+        link.report("s", "sequence", event=("silent", "resumed")[number % 2], seq=number, count=1)
+    link.report("s", "sequence", event="silent", seq=2000, count=1)
+    agent.start()
+    wait_until(lambda: sum(report["count"] for report in agent.reports) == 6001, "all that was told")
+    assert link.unreported == 0
+    told = [(report["event"], report["seq"]) for report in agent.reports]
+    # one of them may have been on its way before the others came
+    assert told[-3:] == [("resumed", 1999), ("silent", 2000), ("lost", 1999)]
+    link.close()
 
 
 def test_what_waits_for_the_agent_is_bounded(tmp_path: Any) -> None:

@@ -53,6 +53,7 @@ _EVENTS: Final = 256  # that wait for the controller
 _METHOD_S: Final = 60.0  # as long as on the control socket
 _REQUEST_S: Final = 30.0  # the controller may have to ask others
 _PLACE: Final = ("stream", "via", "offset_ns", "period_ns")
+_WAY: Final = ("stream", "interface", "paths", "usable", "moving", "stopped")
 
 
 class Controller:
@@ -108,6 +109,21 @@ class Controller:
             with contextlib.suppress(TypeError, ValueError):  # what JSON does not have
                 return _plain(answer)  # type: ignore[no-any-return]
         raise RpcError("bad-reply", f"{self._settings.url}: request: accepted a list of records, each with a kind")
+
+    async def reconfigure(self, fault: Record) -> str | None:
+        """Ask by which interface a stream goes on after a fault; None where it does not say in time."""
+        if self._link.peer is None or not self._settings.reconfigure_ms:
+            return None
+        try:
+            params = [_plain({**fault, "device": self.name})]
+            answer = await self._link.call("reconfigure", params, self._settings.reconfigure_ms / 1000)
+        except QosError as error:
+            log.warning("the controller does not reconfigure: %s", error)
+            return None
+        name = answer.get("interface") if isinstance(answer, dict) else None
+        if answer is not None and not isinstance(name, str):
+            log.warning("reconfigure: found %r, accepted nil, or a table with interface", answer)
+        return name if isinstance(name, str) else None
 
     async def __aenter__(self) -> Self:
         await self._link.__aenter__()
@@ -165,7 +181,7 @@ class Controller:
         await peer.call("hello", [_plain(hello)])
 
     async def _state(self) -> Record:
-        resources, streams = await self._ask("show"), await self._ask("streams")
+        resources, streams, paths = await self._ask("show"), await self._ask("streams"), await self._ask("paths")
         (info,) = await self._ask("info")
         wanted = [[record["resource"], record["name"], record["wanted"]] for record in resources]
         states = Counter({"ok": 0, "missing": 0, "differs": 0})
@@ -173,6 +189,7 @@ class Controller:
         return {
             "name": self.name, "ts_ns": time.time_ns(), "applied": {"digest": digest(wanted), **states},
             "streams": [{key: record[key] for key in _PLACE} for record in streams],
+            "paths": [{key: record[key] for key in _WAY} for record in paths],
             "dropped_events": self._dropped, "daemon": info,
             "interfaces": self._links(),
         }  # fmt: skip

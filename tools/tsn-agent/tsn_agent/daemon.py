@@ -78,7 +78,7 @@ class Agent:
         self._listeners: set[asyncio.Queue[Record]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._drops: dict[tuple[str, str, str], int] = {}
-        self._wrong: frozenset[tuple[str, str]] = frozenset()
+        self._wrong: frozenset[tuple[str, ...]] = frozenset()
         self.counters = {"events": 0, "missed_events": 0, "applied": 0, "refused": 0}
 
     async def run(self) -> None:
@@ -102,6 +102,7 @@ class Agent:
             self._others = OtherAgents(self.settings.listen, self.settings.tls(), self._faults.report)
             await stack.enter_async_context(self._others)
             stack.push_async_callback(self._faults.close)
+            self._faults.remember = lambda ways: self._spawn(self._remember(ways))
             status: Record = {"info": self.info, "show": self.show, "capabilities": self.capabilities,
                               "events": self.events, "streams": self.streams, "paths": self.paths,
                               "clock": self.clock, "follow_clock": self.follow_clock}  # fmt: skip
@@ -115,6 +116,7 @@ class Agent:
             if self.settings.controller.url:
                 methods = {**status, **control, "request": self.place}
                 self._controller = Controller(self.settings.controller, methods, self._carriers)
+                self._faults.ask = self._controller.reconfigure if self.settings.controller.reconfigure_ms else None
             self._links = stack.enter_context(LinkWatch(self._link_event))
             await self._do(lambda: self._engine.recover())
             await self._apply_at_start()
@@ -163,9 +165,11 @@ class Agent:
         """After every change: the streams' places and ways follow what is there now."""
         for record in await self._do(lambda: self._requests.look_again()):
             self._happened({**record, "ts_ns": time.time_ns()})
-        wanted, resources = await self._do(lambda: (self._engine.wanted(), self._engine.kernel.resources()))
+        wanted, resources, ways = await self._do(
+            lambda: (self._engine.wanted(), self._engine.kernel.resources(), self._engine.ways())
+        )
         down = {link["name"] for link in self._carriers() if not (link["up"] and link["carrier"])}
-        self._faults.configure(wanted, resources, down)
+        self._faults.configure(wanted, resources, down, ways)
         self._others.configure({stream.tell for stream in wanted.streams if stream.tell})
 
     async def _reload(self) -> None:
@@ -259,6 +263,12 @@ class Agent:
             raise RpcError("bad-request", "accepted stream and kind (texts), and facts")
         self._faults.report(stream, kind, facts)
 
+    async def _remember(self, ways: dict[str, str]) -> None:
+        try:
+            await self._do(lambda: self._engine.remember_ways(ways))
+        except QosError as failure:  # after a restart streams would begin with their first ways
+            log.warning("%s", failure)
+
     async def paths(self, _: Params, __: Peer) -> list[Record]:
         """The streams that are watched, and the way of each."""
         return self._faults.streams()
@@ -271,6 +281,14 @@ class Agent:
     def _link_event(self, record: Record) -> None:
         self._happened(record)
         self._faults.link(record)
+        if record["event"] in ("up", "carrier") and record["up"] and record["carrier"]:
+            self._spawn(self._link_is_back(record["interface"]))
+
+    async def _link_is_back(self, interface: str) -> None:
+        try:
+            await self._do(lambda: self._engine.link_is_back(interface))
+        except QosError as failure:
+            log.error("the schedule does not go on: %s", failure)
 
     async def _look(self) -> None:
         """Count drops, and say when what is there is no longer what is wanted, or is again."""
@@ -289,7 +307,9 @@ class Agent:
                 self._happened({"kind": "drops", "ts_ns": now, **dict(zip(_DISCIPLINE, where, strict=True)),
                                 "packets": more, "total": count})  # fmt: skip
         self._drops = drops
-        wrong = {(item["resource"], item["name"]): item for item in resources if item["state"] != "ok"}
+        # a list that stands still, because its link is away, goes on when that is back
+        wrong = {(item["resource"], item["name"], item["state"], *item["differs"]): item for item in resources
+                 if item["state"] != "ok" and item["differs"] != ["running"]}  # fmt: skip
         for key in wrong.keys() - self._wrong:
             self._happened({**wrong[key], "kind": "drift", "ts_ns": now})
         self._wrong = frozenset(wrong)

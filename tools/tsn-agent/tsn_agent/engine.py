@@ -16,10 +16,11 @@ from libqos import tomlfile
 from libqos.errors import QosError
 from tsn_agent import wanted
 from tsn_agent.journal import Journal
-from tsn_agent.kernel import Kernel, differences, same
+from tsn_agent.kernel import Kernel, differences
 from tsn_agent.plan import Change, plan, rank
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from tsn_agent.wanted import Key, Resources, Value
@@ -55,10 +56,12 @@ class Engine:
             owned = self.journal.owned()
             found = self.kernel.resources()
             changes = plan(found, goal, owned, self.kernel.interfaces())
+            changed = {change.key for change in changes}
+            changes += [Change(key, found[key], goal[key]) for key in self._standing(goal, owned) if key not in changed]
             if not dry_run:
                 self._make(changes)
                 owned = _owned_after(owned, found, goal, changes)
-                self.journal.done(owned, wanted=document.values, source=document.name)
+                self.journal.done(owned, wanted=document.values, source=document.name, losses=self._losses(owned))
             return changes
 
     def clear(self, *, dry_run: bool = False) -> list[Change]:
@@ -74,6 +77,25 @@ class Engine:
         """Apply what was wanted last once more: after a reboot, or when somebody has changed it."""
         return self.apply(tomlfile.Document(self.journal.fact("source") or "", self.journal.fact("wanted") or {}))
 
+    def link_is_back(self, interface: str) -> None:
+        """Let the gates of an interface move again. Raises RefusedError."""
+        key = ("taprio", interface)
+        with self.journal.alone():
+            owned, goal = self.journal.owned(), self.wanted().resources()
+            if key in owned and _stops(goal[key]):
+                losses = self._losses(owned)
+                self.kernel.set(key, goal[key], goal[key])
+                self.journal.remember("losses", losses)
+
+    def ways(self) -> dict[str, str]:
+        """By which interface streams go that do not take their first way."""
+        return dict(self.journal.fact("ways") or {})
+
+    def remember_ways(self, ways: dict[str, str]) -> None:
+        """Keep them for the next start. Raises JournalError."""
+        with self.journal.alone():
+            self.journal.remember("ways", ways)
+
     def wanted(self) -> wanted.Wanted:
         """What was applied last."""
         return wanted.of_document(tomlfile.Document("", self.journal.fact("wanted") or {}))
@@ -82,17 +104,32 @@ class Engine:
         """Wanted against actual: one record for each resource."""
         goal = self.wanted().resources()
         found, owned = self.kernel.resources(), self.journal.owned()
+        standing = self._standing(goal, owned)
         records = []
         for key in sorted(goal, key=rank):
             there, value = found.get(key), goal[key]
-            state = "missing" if there is None else "ok" if same(key, there, value) else "differs"
+            differs = [*differences(there, value), *(["running"] if key in standing else [])] if there else []
+            state = "missing" if there is None else "differs" if differs else "ok"
             kind, *names = key
             records.append({
                 "kind": "resource", "resource": kind, "name": " ".join(map(str, names)), "state": state,
-                "owned": key in owned, "differs": differences(there, value) if there and state == "differs" else [],
+                "owned": key in owned, "differs": differs,
                 "wanted": value, "actual": there,
             })  # fmt: skip
         return records
+
+    def _losses(self, owned: Iterable[Key]) -> dict[str, int]:
+        """How often each interface with a schedule of ours has lost its carrier."""
+        links = self.kernel.interfaces()
+        return {str(key[1]): links[str(key[1])].carrier_losses for key in owned
+                if key[0] == "taprio" and key[1] in links}  # fmt: skip
+
+    def _standing(self, goal: Resources, owned: Iterable[Key]) -> list[Key]:
+        """The schedules whose link was away since they were set, so that their gates stand still."""
+        before = self.journal.fact("losses") or {}
+        now = self._losses(owned)
+        return [key for key in goal if key in owned and key[1] in now and _stops(goal[key])
+                and before.get(key[1]) != now[str(key[1])]]  # fmt: skip
 
     def _make(self, changes: list[Change]) -> None:
         self.journal.begin(changes)
@@ -134,6 +171,12 @@ class Engine:
                 len(pending), f", but for: {'; '.join(left)}" if left else "",
             )  # fmt: skip
         return pending
+
+
+def _stops(value: Value) -> bool:
+    """Whether gates stay as they are for good once the link was away: Linux stops lists that it runs itself then, and
+    starts them no more (taprio_reset)."""
+    return "sched_entries" in value and value["flags"] == 0
 
 
 def _owned_after(

@@ -50,6 +50,7 @@ class Interface:
     index: int
     name: str
     tx_queues: int
+    carrier_losses: int = 0  # since it was made
 
 
 def phase(parameters: Value) -> int:
@@ -101,7 +102,12 @@ class Kernel:
     def interfaces(self) -> dict[str, Interface]:
         """By name."""
         return {
-            name: Interface(link["index"], name, link.get_attr("IFLA_NUM_TX_QUEUES") or 1)
+            name: Interface(
+                link["index"],
+                name,
+                link.get_attr("IFLA_NUM_TX_QUEUES") or 1,
+                link.get_attr("IFLA_CARRIER_DOWN_COUNT") or 0,
+            )
             for link in self._ip.get_links()
             if (name := link.get_attr("IFLA_IFNAME"))
         }

@@ -39,6 +39,7 @@ class OtherAgents:
         self._stack = contextlib.AsyncExitStack()
         self._queues: dict[str, asyncio.Queue[Record]] = {}
         self._links: dict[str, Link] = {}
+        self._silent: dict[str, dict[str, Record]] = {}  # of each URL and stream: what has not resumed
         self._tasks: set[asyncio.Task[None]] = set()
         self.dropped = 0  # reports that found no room, or nobody
 
@@ -63,7 +64,7 @@ class OtherAgents:
     def configure(self, urls: set[str]) -> None:
         """Connect to those that are to be told, so that nothing has to be opened when something happens."""
         for url in urls - self._queues.keys():
-            self._queues[url] = asyncio.Queue(_WAITING)
+            self._queues[url], self._silent[url] = asyncio.Queue(_WAITING), {}
             task = asyncio.create_task(self._serve(url))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -86,22 +87,34 @@ class OtherAgents:
         if queue is None:
             self.dropped += 1
             return
+        if report.get("event") == "silent":
+            self._silent[url][report["stream"]] = report
+        elif report.get("event") == "resumed":
+            self._silent[url].pop(report["stream"], None)
         if queue.full():
             queue.get_nowait()
             self.dropped += 1
         queue.put_nowait(report)
 
     async def _serve(self, url: str) -> None:
+        async def again(peer: Peer) -> None:
+            """Whoever has just started does not know what is silent."""
+            for report in list(self._silent[url].values()):
+                await peer.notify("report", _params(report))
+
         try:
-            async with Link(url, {}, tls=self._tls, most_s=_MOST_BACKOFF_S) as link:
+            async with Link(url, {}, tls=self._tls, most_s=_MOST_BACKOFF_S, ready=again) as link:
                 self._links[url] = link
                 while True:
                     report = await self._queues[url].get()
-                    facts = {name: value for name, value in report.items() if name not in ("stream", "kind")}
                     try:
-                        await link.notify("report", [report["stream"], facts])
+                        await link.notify("report", _params(report))
                     except QosError as error:  # what is told late helps nobody
                         self.dropped += 1
                         log.warning("%s: not told of stream %s: %s", url, report["stream"], error)
         except QosError as error:
             log.error("%s: cannot be told anything: %s", url, error)
+
+
+def _params(report: Record) -> list[Any]:
+    return [report["stream"], {name: value for name, value in report.items() if name not in ("stream", "kind")}]

@@ -23,6 +23,8 @@ class ControllerSettings:
     name: str = option("", meaning="what the controller calls this device; by default the name of the host")
     report_s: float = option(5.0, minimum=0.1, maximum=3600, meaning="how often the controller is told the state")
     requests: str = option("local", choices=("local", "controller"), meaning="who gives streams their places")
+    reconfigure_ms: int = option(200, minimum=0, maximum=60_000, meaning="how long it may take to say where a stream "
+                                 "goes on after a fault; then the agent decides; 0: it is not asked")  # fmt: skip
 
     def __post_init__(self) -> None:
         files = [bool(file) for file in (self.authority, self.certificate, self.key)]

@@ -49,6 +49,7 @@ class Stream:
         self.lateness = Histogram.create_in(memory)
         self._index: int = lib.qos_talker_add(talker, ffi.from_buffer(memory))
         self._way: Way | None = None
+        self._runs = False
         if self._index < 0:
             raise OSError(-self._index, os.strerror(-self._index))
 
@@ -72,12 +73,18 @@ class Stream:
         result = lib.qos_talker_start(self._talker, self._index, told)
         assert result == 0, os.strerror(-result)
         self.close()
-        self.talk, self._way = talk, way
+        self.talk, self._way, self._runs = talk, way, True
+
+    def does(self, talk: Talk) -> bool:
+        """Whether it sends as `talk` says already: its base time may be another one of the same instants."""
+        same = dataclasses.replace(talk, base_time=self.talk.base_time) == self.talk
+        return self._runs and same and (talk.base_time - self.talk.base_time) % talk.period == 0
 
     def pause(self) -> None:
         """Send nothing until the next start."""
         from tsn_agent._traffic import lib
 
+        self._runs = False
         lib.qos_talker_pause(self._talker, self._index)
 
     def counters(self) -> dict[str, int]:
@@ -190,23 +197,27 @@ class Talker:
     @staticmethod
     def _follow(stream: Stream, order: dict[str, Any]) -> None:
         from libqos import config
+        from tsn_agent.traffic_settings import Talk
 
-        # Also in front of a start: nothing leaves the old way once another was ordered.
-        if order.get("order") not in ("stop", "start"):
-            raise ValueError(f"order: found {order.get('order')!r}, accepted stop, start or idle")
-        stream.pause()
-        if order["order"] == "start":
-            from tsn_agent.traffic_settings import Talk
-
+        try:
+            if order.get("order") not in ("stop", "start"):
+                raise ValueError(f"order: found {order.get('order')!r}, accepted stop, start or idle")
             rows = config.table(Talk)
             changes: dict[str, Any] = {}
-            for key, value in order.items():
-                if key in _ORDER_KEYS:
-                    try:
-                        changes[_ORDER_KEYS[key]] = config.check(rows[_ORDER_KEYS[key]], value)
-                    except ValueError as error:
-                        raise ValueError(f"{key}: found {value!r}, accepted {error}") from None
-            stream.start(dataclasses.replace(stream.talk, **changes))
+            for key in _ORDER_KEYS.keys() & order.keys():
+                try:
+                    changes[_ORDER_KEYS[key]] = config.check(rows[_ORDER_KEYS[key]], order[key])
+                except ValueError as error:
+                    raise ValueError(f"{key}: found {order[key]!r}, accepted {error}") from None
+            talk = dataclasses.replace(stream.talk, **changes)
+        except ValueError:
+            stream.pause()
+            raise
+        if order["order"] == "start" and stream.does(talk):
+            return
+        stream.pause()  # also in front of a start: nothing leaves the old way once another was ordered
+        if order["order"] == "start":
+            stream.start(talk)
 
     def _report(self, *, final: bool = False) -> None:
         for stream in self._streams:

@@ -3,7 +3,8 @@
 
 A stream is attached by a call that streams, whose answers are orders (`stop`, `start`, `idle`); what the stream
 suffers goes to the agent as calls of their own, one at a time. Nothing here is waited for: the agent may come and go,
-and traffic goes on as it was. What waits for it is bounded.
+and traffic goes on as it was. What waits for it is bounded, and that a stream is silent waits behind nothing else: when
+a way fails there is much to tell.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _MAX_ORDERS: Final = 256
 _TIMEOUT_S: Final = 2.0
 _CLOSE_S: Final = 1.0
 _BACK_OFF_S: Final = (0.1, 2.0)
+_URGENT: Final = ("silent", "resumed")
 _AGAIN: Final = ("no-daemon", "no-permission", "timeout", "closed", "busy")
 
 
@@ -42,7 +44,9 @@ class AgentLink:
         self.unreported = 0  # no room, or refused
         self._path = path
         self._role = role
-        self._reports: queue.Queue[dict[str, Any]] = queue.Queue(MAX_REPORTS)
+        self._reports: tuple[dict[object, dict[str, Any]], ...] = ({}, {})  # that wait: urgent ones, and the others
+        self._reporting = False
+        self._changed = threading.Condition()
         self._closed = threading.Event()
         self._warned: str | None = None
         self._refused = False
@@ -52,17 +56,29 @@ class AgentLink:
             thread.start()
 
     def report(self, stream: str, kind: str, **facts: object) -> None:
-        """Tell the agent when it has time; what finds no room is counted."""
-        try:
-            self._reports.put_nowait({"stream": stream, "kind": kind, **facts})
-        except queue.Full:
-            self.unreported += 1
+        """Tell the agent when it has time; what finds no room is counted. Reports with a count that wait are one of
+        each kind: the newest, with the count of all."""
+        event = facts.get("event")
+        waiting = self._reports[event not in _URGENT]
+        key: object = (stream, kind, event) if "count" in facts else object()
+        report = {"stream": stream, "kind": kind, **facts}
+        with self._changed:
+            if (before := waiting.get(key)) is not None:
+                report["count"] += before["count"]
+            elif sum(map(len, self._reports)) >= MAX_REPORTS:
+                self.unreported += 1
+                return
+            if event in _URGENT:  # the last word counts
+                waiting.pop(key, None)
+            waiting[key] = report
+            self._changed.notify_all()
 
     def close(self) -> None:
         """No more orders and reports. What waits has a second to go, if the agent is there."""
         until = time.monotonic() + (0 if self._closed.is_set() else _CLOSE_S)
-        while self._reports.unfinished_tasks and self._warned is None and time.monotonic() < until:
-            self._closed.wait(0.01)
+        with self._changed:
+            while self._unfinished() and self._warned is None and (left := until - time.monotonic()) > 0:
+                self._changed.wait(min(left, 0.1))
         self._closed.set()
 
     def _attach(self, stream: str) -> None:
@@ -83,10 +99,24 @@ class AgentLink:
             self._closed.wait(wait * random.uniform(0.5, 1.0))  # many streams do not come back at one instant
             wait = min(2 * wait, _BACK_OFF_S[1])
 
+    def _unfinished(self) -> bool:
+        return self._reporting or any(self._reports)
+
+    def _next(self) -> dict[str, Any]:
+        """Wait for a report."""
+        with self._changed:
+            self._reporting = False
+            self._changed.notify_all()
+            while not any(self._reports):
+                self._changed.wait()
+            self._reporting = True
+            waiting = self._reports[0] or self._reports[1]
+            return waiting.pop(next(iter(waiting)))
+
     def _report(self) -> None:
         wait = _BACK_OFF_S[0]
         while not self._closed.is_set():
-            report = self._reports.get()
+            report = self._next()
             while not self._closed.is_set():
                 try:
                     rpc.call(self._path, {"method": "report", "params": report}, timeout=_TIMEOUT_S)
@@ -99,7 +129,6 @@ class AgentLink:
                     self._say(str(error))
                 self._closed.wait(wait)
                 wait = min(2 * wait, _BACK_OFF_S[1])
-            self._reports.task_done()
 
     def _refuse(self, error: RpcError) -> None:
         self.unreported += 1
