@@ -50,7 +50,7 @@ def draw(folder: Path) -> Path:
         _packets(axis, [record for record in records if record["row"] == f"{cause}-picture"], cause)
     last = axes[0][-1]
     for cause, colour in zip(causes, COLOURS.values(), strict=False):
-        cuts = [cut for record in records if record["row"] == cause for cut in record["cuts"]]
+        cuts = [cut for r in records if r["row"] == cause for cut in r["cuts"] if not cut["disturbed"]]
         for key, what, style in (("downtime_ns", "away", "-"), ("detected_ns", "until the alarm", "--")):
             values = sorted(cut[key] / 1e6 for cut in cuts)
             shares = [(place + 1) / len(values) for place in range(len(values))]
@@ -60,7 +60,7 @@ def draw(folder: Path) -> Path:
     last.set_ylabel("share of cuts")
     last.set_xlim(left=0)
     last.grid(alpha=0.3)
-    last.legend(fontsize=8, loc="lower right")
+    last.legend(fontsize=8, loc="upper left")
     figure.suptitle("tsn-failover: cycle 1 ms, two switches on each path; a point is a packet", fontsize=10)
     figure.tight_layout()
     figure.savefig(folder / FILE, dpi=120)

@@ -44,7 +44,7 @@ def test_the_agents_are_told_both_paths(monkeypatch: pytest.MonkeyPatch) -> None
 
 def cut(cause: str, at_ms: int) -> dict[str, Any]:
     return {"kind": "cut", "row": f"{cause}-picture", "ts_ns": at_ms * 10**6, "from": "S1", "to": "S2",
-            "downtime_ns": 10**7, "detected_ns": 10**6}  # fmt: skip
+            "downtime_ns": 10**7, "detected_ns": 10**6, "disturbed": False}  # fmt: skip
 
 
 def test_the_picture(tmp_path: Path) -> None:
