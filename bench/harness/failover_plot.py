@@ -60,7 +60,7 @@ def draw(folder: Path) -> Path:
     last.set_ylabel("share of cuts")
     last.set_xlim(left=0)
     last.grid(alpha=0.3)
-    last.legend(fontsize=8, loc="upper left")
+    last.legend(fontsize=8, loc="center right")
     figure.suptitle("tsn-failover: cycle 1 ms, two switches on each path; a point is a packet", fontsize=10)
     figure.tight_layout()
     figure.savefig(folder / FILE, dpi=120)
