@@ -85,13 +85,14 @@ def test_an_order_that_cannot_be_followed_is_answered(traffic: Any, agent: Any) 
 
 def test_traffic_goes_on_without_an_agent_and_reports_when_it_comes(traffic: Any, agent: Any) -> None:
     listener = traffic.listen("--agent", agent.path)
-    talker = traffic.talk("--count", 20)
+    talker = traffic.talk("--count", 200)
     assert talker.end() == 0
     listener.wait_for("sequence", event="silent")
     agent.start()
     wait_until(lambda: [r for r in agent.reports if r.get("event") == "silent"], "the report")
-    (report,) = [r for r in agent.reports if r.get("event") == "silent"]
-    assert (report["stream"], report["kind"], report["count"]) == ("stream", "sequence", 3)
+    report = next(r for r in agent.reports if r.get("event") == "silent")
+    assert (report["stream"], report["kind"]) == ("stream", "sequence")
+    assert report["count"] >= 3  # of each silence; a busy host makes more of them
     wait_until(lambda: agent.attached, "the attachment")
     attached = len(agent.attached)
     agent.stop()
@@ -107,7 +108,7 @@ def test_an_agent_that_refuses_reports_is_told_of_once(traffic: Any, agent: Any)
     listener = traffic.listen("--agent", agent.path)
     for _ in range(3):
         before = len(listener.of("sequence", event="silent"))
-        assert traffic.talk("--count", 20).end() == 0
+        assert traffic.talk("--count", 200).end() == 0
         wait_until(lambda before=before: len(listener.of("sequence", event="silent")) > before, "silence")  # type: ignore[misc]
     wait_until(lambda: "a report was refused: " in listener.errors, "the warning")
     assert listener.end(signal.SIGTERM) == 0

@@ -14,9 +14,9 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
-from pyroute2 import IPRoute
 from pyroute2.ethtool import Ethtool
 from pyroute2.ethtool.ioctl import EthtoolError
+from pyroute2.iproute import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from libqos.codec.rtnl import register

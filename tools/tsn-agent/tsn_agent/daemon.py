@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import signal
@@ -133,6 +134,10 @@ class Agent:
             self._spawn(systemd.watchdog())
             self._spawn(self._look())
             log.info("ready at %s; %d resources are wanted", self.path, len(await self._do(self._engine.show)))
+            # What is there now stays. Left among what is looked through, it would let the garbage of many looks at the
+            # kernel grow before it is worth looking.
+            gc.collect()
+            gc.freeze()
             systemd.notify(f"READY=1\nSTATUS=serving {self.path}")
             await self._stop.wait()
             systemd.notify("STOPPING=1")

@@ -120,9 +120,9 @@ class Engine:
 
     def _losses(self, owned: Iterable[Key]) -> dict[str, int]:
         """How often each interface with a schedule of ours has lost its carrier."""
-        links = self.kernel.interfaces()
-        return {str(key[1]): links[str(key[1])].carrier_losses for key in owned
-                if key[0] == "taprio" and key[1] in links}  # fmt: skip
+        names = {str(key[1]) for key in owned if key[0] == "taprio"}
+        links = self.kernel.interfaces() if names else {}
+        return {name: links[name].carrier_losses for name in names & links.keys()}
 
     def _standing(self, goal: Resources, owned: Iterable[Key]) -> list[Key]:
         """The schedules whose link was away since they were set, so that their gates stand still."""

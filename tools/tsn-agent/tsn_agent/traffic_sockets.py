@@ -96,7 +96,7 @@ def keeps_launch_times(interface: str) -> bool:
     """Whether an interface, or the one below it (VLAN), has the etf queueing discipline; without it launch times are
     ignored. True where that cannot be found out."""
     try:
-        from pyroute2 import IPRoute
+        from pyroute2.iproute import IPRoute
     except ImportError:
         return True
     with _explained(interface, "launch times"), IPRoute() as route:
