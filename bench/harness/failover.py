@@ -47,19 +47,6 @@ sys.path.append(str(ROOT))
 # ---- outside ---------------------------------------------------------------------------------------------------------
 
 
-def why_not() -> str | None:
-    """Return what is missing for a run, or None."""
-    from tests.testbed import kernel
-
-    if not PROJECT_PYTHON.exists():
-        return f"{PROJECT_PYTHON} is missing: make setup"
-    try:
-        kernel.find()
-    except kernel.KernelError as error:
-        return str(error)
-    return None
-
-
 def run(cause: str, cuts: int, *, samples: bool = False) -> list[Record]:
     """Cut the path so often under the TSN kernel: a record of each cut, one of all, and with ``samples`` one of each
     packet. Raises RunError."""

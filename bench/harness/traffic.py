@@ -40,14 +40,14 @@ sys.path.append(str(ROOT))
 # ---- outside ---------------------------------------------------------------------------------------------------------
 
 
-def why_not() -> str | None:
-    """Return what is missing for a run, or None."""
+def why_not(*, own: bool = True) -> str | None:
+    """Return what is missing for a run, or None; ``own``: the kernel of the project's own, with simulated time."""
     from tests.testbed import kernel
 
     if not PROJECT_PYTHON.exists():
         return f"{PROJECT_PYTHON} is missing: make setup"
     try:
-        kernel.find(own=True)
+        kernel.find(own=own)
     except kernel.KernelError as error:
         return str(error)
     return None
