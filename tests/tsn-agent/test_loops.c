@@ -65,7 +65,7 @@ static void set_up(struct pair *pair)
     CHECK_EQ(qos_listener_add_socket(pair->listener, pair->in), 0);
     pair->talk = (struct qos_talk){.fd = pair->out,
                                    .stream = 9,
-                                   .base_ns = qos_clock_tai_ns() + QOS_TALKER_SLICE_NS * 2,
+                                   .base_ns = qos_clock_tai_ns() + QOS_TALKER_AHEAD_NS,
                                    .period_ns = PERIOD_NS,
                                    .count = COUNT,
                                    .payload_bytes = 64,
@@ -136,7 +136,7 @@ static void test_a_stream_pauses_and_goes_on_with_its_numbers(void)
     pair.talk.count = 0;
     start(&pair);
     for (int i = 0; i < 5; i++) {
-        pair.talk.base_ns = qos_clock_tai_ns() + QOS_TALKER_SLICE_NS * 2;
+        pair.talk.base_ns = qos_clock_tai_ns() + QOS_TALKER_AHEAD_NS;
         CHECK_EQ(qos_talker_start(pair.talker, 0, &pair.talk), 0);
         for (uint64_t least = sent.sent + 10; sent.sent < least;)
             qos_talker_counters(pair.talker, 0, &sent);

@@ -18,6 +18,7 @@ def test_the_agent_stops_and_starts_a_stream(traffic: Any, agent: Any) -> None:
     assert agent.attached == [{"stream": "stream", "role": "talker"}]
     agent.order(order="stop")
     listener.wait_for("sequence", event="silent")
+    talker.wait_for("talker")
     stopped = talker.of("talker")[-1]["sent"]
     agent.order(order="start", base_time_ns=123, unknown=1)
     wait_until(lambda: talker.of("talker")[-1]["sent"] > stopped + 50, "packets after the start")

@@ -13,6 +13,7 @@
 #include "compiler.h"
 #include "errorqueue.h"
 #include "hist.h"
+#include "wait.h"
 
 #define DRAIN_MAX 64       /* entries of an error queue at a time: they must not keep others from being sent */
 #define LINGER_NS 20000000 /* after the last launch time: what was missed comes back at once */
@@ -33,6 +34,7 @@ struct qos_talker {
     uint64_t last_ns; /* latest instant that was used */
     pthread_mutex_t lock;
     _Atomic uint32_t stop;
+    _Atomic uint32_t orders; /* how many have come: the word that a loop far from the next packet sleeps on */
     uint32_t streams;
     struct stream stream[QOS_TALKER_STREAMS_MAX];
     uint8_t room[QOS_ERRORQUEUE_ROOM];
@@ -74,6 +76,13 @@ int qos_talker_add(struct qos_talker *talker, void *lateness)
     return (int)talker->streams++;
 }
 
+/* Wake the loop, which sleeps for longer than an order may wait. */
+static void order(struct qos_talker *talker)
+{
+    qos_add_relaxed(&talker->orders, 1);
+    qos_futex_wake(&talker->orders, 1);
+}
+
 int qos_talker_start(struct qos_talker *talker, uint32_t index, const struct qos_talk *talk)
 {
     if (talk->period_ns == 0 || talk->payload_bytes < QOS_PACKET_SIZE || talk->payload_bytes > QOS_TALKER_PAYLOAD_MAX ||
@@ -86,6 +95,7 @@ int qos_talker_start(struct qos_talker *talker, uint32_t index, const struct qos
     memcpy(s->packet, talk->prefix, talk->prefix_bytes);
     s->period = 0;
     s->sends = true;
+    order(talker);
     pthread_mutex_unlock(&talker->lock);
     return 0;
 }
@@ -107,6 +117,7 @@ void qos_talker_counters(struct qos_talker *talker, uint32_t index, struct qos_t
 void qos_talker_stop(struct qos_talker *talker)
 {
     qos_store_relaxed(&talker->stop, 1);
+    order(talker);
 }
 
 static bool is_done(const struct stream *s)
@@ -258,14 +269,19 @@ static void send_next(struct qos_talker *talker, struct stream *s, uint64_t now_
         drain(talker, s);
 }
 
-/* Sleep until `due_ns`, or a slice. The time then, or negative errno. */
-static int64_t sleep_towards(struct qos_talker *talker, uint64_t due_ns)
+/* Sleep until `due_ns`; while it is far, at most a slice, and only until there are more orders than `seen`. The time then, or negative
+ * errno. */
+static int64_t sleep_towards(struct qos_talker *talker, uint64_t due_ns, uint32_t seen)
 {
     uint64_t now_ns = qos_clock_tai_ns();
-    bool far = due_ns > now_ns && due_ns - now_ns > QOS_TALKER_SLICE_NS;
-    uint64_t until = far ? now_ns + QOS_TALKER_SLICE_NS : due_ns;
-    int64_t late = qos_clock_sleep_until(CLOCK_TAI, until, far ? 0 : talker->spin_ns);
-    return late < 0 ? late : (int64_t)until + late;
+    uint64_t away_ns = due_ns > now_ns ? due_ns - now_ns : 0;
+    if (away_ns > QOS_TALKER_NEAR_NS) {
+        uint64_t sleep_ns = away_ns - QOS_TALKER_NEAR_NS;
+        qos_futex_wait(&talker->orders, seen, sleep_ns < QOS_TALKER_SLICE_NS ? sleep_ns : QOS_TALKER_SLICE_NS);
+        return (int64_t)qos_clock_tai_ns();
+    }
+    int64_t late = qos_clock_sleep_until(CLOCK_TAI, due_ns, talker->spin_ns);
+    return late < 0 ? late : (int64_t)due_ns + late;
 }
 
 /* What is still in the queueing disciplines may be missed; then it comes back to us. */
@@ -289,6 +305,7 @@ int qos_talker_run(struct qos_talker *talker)
     while (!qos_load_relaxed(&talker->stop)) {
         bool more;
         pthread_mutex_lock(&talker->lock);
+        uint32_t seen = qos_load_relaxed(&talker->orders); /* they change it under the lock */
         struct stream *next = earliest(talker, &more);
         if (next != NULL && due(next) <= now_ns) {
             send_next(talker, next, now_ns);
@@ -302,7 +319,7 @@ int qos_talker_run(struct qos_talker *talker)
             linger(talker);
             return 0;
         }
-        int64_t woken = sleep_towards(talker, due_ns);
+        int64_t woken = sleep_towards(talker, due_ns, seen);
         if (woken < 0 && woken != -EINTR)
             return (int)woken;
         now_ns = woken < 0 ? 0 : (uint64_t)woken;

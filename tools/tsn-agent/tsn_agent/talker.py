@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 _ORDER_KEYS: Final = {
     "base_time_ns": "base_time", "interface": "interface", "vlan": "vlan", "destination": "destination",
 }  # fmt: skip
+_SET_UP_NS: Final = 20_000_000  # from the first stream's start to the loop's
 COUNTERS: Final = ("sent", "failed", "skipped", "missed", "invalid", "unreachable")
 
 
-def first_instant(talk: Talk) -> int:
-    """The first instant of a stream that can be kept, in TAI ns: base time and offset, advanced by whole periods."""
+def first_instant(talk: Talk, ahead: int) -> int:
+    """The first instant of a stream so many ns away, in TAI ns: base time and offset, advanced by whole periods."""
     from libqos import clock
-    from tsn_agent._traffic import lib
 
-    ahead = 4 * int(lib.QOS_TALKER_SLICE_NS) + (talk.lead if talk.launch_time else 0)  # until the loop knows
+    ahead += talk.lead if talk.launch_time else 0
     return clock.next_instant(talk.base_time + talk.offset, talk.period, clock.tai_ns() + ahead)
 
 
@@ -53,8 +53,9 @@ class Stream:
         if self._index < 0:
             raise OSError(-self._index, os.strerror(-self._index))
 
-    def start(self, talk: Talk) -> None:
-        """Send as `talk` says from its next instant on. Raises TrafficError; then all is as it was."""
+    def start(self, talk: Talk, ahead: int) -> None:
+        """Send as `talk` says from its next instant on that is `ahead` ns away. Raises TrafficError; then all is as it
+        was."""
         from tsn_agent import traffic_sockets
         from tsn_agent._traffic import ffi, lib
 
@@ -62,7 +63,7 @@ class Stream:
         told = ffi.new(
             "struct qos_talk *",
             {
-                "fd": way.socket.fileno(), "stream": talk.id, "base_ns": first_instant(talk),
+                "fd": way.socket.fileno(), "stream": talk.id, "base_ns": first_instant(talk, ahead),
                 "period_ns": talk.period, "lead_ns": talk.lead if talk.launch_time else 0, "count": talk.count,
                 "payload_bytes": talk.size, "launch": talk.launch_time,
                 "queue": talk.transmit_times or (talk.launch_time and talk.report_errors),
@@ -119,7 +120,7 @@ class Talker:
             for stream in self._streams:  # in front of all starts: it takes longer than the first instants are away
                 _warn_of_no_etf(stream.talk)
             for stream in self._streams:
-                stream.start(stream.talk)
+                stream.start(stream.talk, _SET_UP_NS)
         self._agent: AgentLink | None = None
         if settings.agent:
             self._agent = AgentLink(settings.agent, list(self._by_name), "talker")
@@ -197,6 +198,7 @@ class Talker:
     @staticmethod
     def _follow(stream: Stream, order: dict[str, Any]) -> None:
         from libqos import config
+        from tsn_agent._traffic import lib
         from tsn_agent.traffic_settings import Talk
 
         try:
@@ -217,7 +219,7 @@ class Talker:
             return
         stream.pause()  # also in front of a start: nothing leaves the old way once another was ordered
         if order["order"] == "start":
-            stream.start(talk)
+            stream.start(talk, int(lib.QOS_TALKER_AHEAD_NS))
 
     def _report(self, *, final: bool = False) -> None:
         for stream in self._streams:
