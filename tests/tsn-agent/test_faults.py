@@ -262,6 +262,16 @@ async def test_another_file_starts_what_was_told_to_stop() -> None:
 
 
 @runs
+async def test_who_is_watched_no_longer_goes_on() -> None:
+    world = World(down={"eth1", "eth2"})
+    talker = await world.talker()
+    world.link("eth0", "down")
+    await world.until("alarm", alarm="no-path")
+    world.configure("")
+    assert [await talker.order(), await talker.order()] == [{"order": "stop"}, {"order": "start"}]
+
+
+@runs
 async def test_a_way_that_goes_down_while_it_is_taken_is_left() -> None:
     world, ready = World(), asyncio.Event()
     world.faults.ready = ready.wait

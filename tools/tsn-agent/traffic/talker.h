@@ -73,7 +73,7 @@ int qos_talker_run(struct qos_talker *talker);
 void qos_talker_stop(struct qos_talker *talker);
 
 #define QOS_TALKER_SLICE_NS 5000000 /* no sleep is longer, so that what the kernel dropped is told soon */
-#define QOS_TALKER_NEAR_NS 1000000  /* a loop that sleeps towards a packet no farther away than that is not woken by orders */
-#define QOS_TALKER_AHEAD_NS 2000000 /* so far away, the first packet of an order is in time: near, and as much again to get there */
+#define QOS_TALKER_NEAR_NS 1000000  /* orders do not wake a loop that sleeps towards a packet no farther away */
+#define QOS_TALKER_AHEAD_NS 2000000 /* an order's first packet: NEAR, and as much again to get it there */
 
 #endif

@@ -181,7 +181,7 @@ class Controller:
         await peer.call("hello", [_plain(hello)])
 
     async def _state(self) -> Record:
-        resources, streams, paths = await self._ask("show"), await self._ask("streams"), await self._ask("paths")
+        resources, streams, paths = await self._ask("seen"), await self._ask("streams"), await self._ask("paths")
         (info,) = await self._ask("info")
         wanted = [[record["resource"], record["name"], record["wanted"]] for record in resources]
         states = Counter({"ok": 0, "missing": 0, "differs": 0})

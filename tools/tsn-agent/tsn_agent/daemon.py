@@ -80,6 +80,7 @@ class Agent:
         self._tasks: set[asyncio.Task[None]] = set()
         self._drops: dict[tuple[str, str, str], int] = {}
         self._wrong: frozenset[tuple[str, ...]] = frozenset()
+        self._seen: list[Record] | None = None
         self.counters = {"events": 0, "missed_events": 0, "applied": 0, "refused": 0}
 
     async def run(self) -> None:
@@ -115,7 +116,7 @@ class Agent:
                 self._clock = Clock(self.settings.ptp, directory, self._happened)
                 self._faults.ready = self._clock.synchronised
             if self.settings.controller.url:
-                methods = {**status, **control, "request": self.place}
+                methods = {**status, **control, "request": self.place, "seen": self.seen}
                 self._controller = Controller(self.settings.controller, methods, self._carriers)
                 self._faults.ask = self._controller.reconfigure if self.settings.controller.reconfigure_ms else None
             self._links = stack.enter_context(LinkWatch(self._link_event))
@@ -168,6 +169,7 @@ class Agent:
 
     async def _applied(self) -> None:
         """After every change: the streams' places and ways follow what is there now."""
+        self._seen = None
         for record in await self._do(lambda: self._requests.look_again()):
             self._happened({**record, "ts_ns": time.time_ns()})
         wanted, resources, ways = await self._do(
@@ -311,7 +313,7 @@ class Agent:
             if (more := count - self._drops.get(where, count)) > 0:
                 self._happened({"kind": "drops", "ts_ns": now, **dict(zip(_DISCIPLINE, where, strict=True)),
                                 "packets": more, "total": count})  # fmt: skip
-        self._drops = drops
+        self._drops, self._seen = drops, resources
         # a list that stands still, because its link is away, goes on when that is back
         wrong = {(item["resource"], item["name"], item["state"], *item["differs"]): item for item in resources
                  if item["state"] != "ok" and item["differs"] != ["running"]}  # fmt: skip
@@ -348,6 +350,10 @@ class Agent:
     async def show(self, _: Params, __: Peer) -> list[Record]:
         """Wanted against actual."""
         return await self._do(lambda: self._engine.show())
+
+    async def seen(self, params: Params, asker: Peer) -> list[Record]:
+        """What `show` gave at the last look, which is not before the last change."""
+        return await self.show(params, asker) if self._seen is None else self._seen
 
     async def clock(self, _: Params, __: Peer) -> list[Record]:
         """How the clock is."""

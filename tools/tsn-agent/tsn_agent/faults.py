@@ -96,7 +96,10 @@ class Faults:
         self._down = down
         self._states = {stream.name: self._state(stream, before.get(stream.name), ways) for stream in wanted.streams}
         for name, old in before.items():
-            if self._states.get(name) is not old:
+            new = self._states.get(name)
+            if (old.fault is not None or old.stopped) and (new is None or not new.stream.paths):
+                self._order(name, {"order": "start"})  # nobody else will tell its talkers to go on
+            if new is not old:
                 self._end(old)
         for name, state in self._states.items():
             if not state.stream.paths or state.moving is not None:
