@@ -13,6 +13,7 @@ import functools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,14 @@ def _rt() -> str | None:
     return _runs("chrt", "--fifo", "10", "true")
 
 
+def _xdp() -> str | None:
+    try:
+        socket.socket(44, socket.SOCK_RAW).close()  # AF_XDP
+    except OSError as error:
+        return str(error)
+    return None
+
+
 def _phc() -> str | None:
     return None if os.access("/dev/ptp0", os.R_OK) else "/dev/ptp0 cannot be read"
 
@@ -73,6 +82,7 @@ def _program(name: str) -> Callable[[], str | None]:
 RESOURCES: dict[str, tuple[str, Callable[[], str | None]]] = {
     "root": ("root privilege", _root),
     "netns": ("network namespaces and veth pairs", _netns),
+    "xdp": ("AF_XDP sockets", _xdp),
     "rt": ("real-time priorities", _rt),
     "phc": ("a PTP hardware clock, /dev/ptp0", _phc),
     "ipv6": ("IPv6", _ipv6),
@@ -82,6 +92,7 @@ RESOURCES: dict[str, tuple[str, Callable[[], str | None]]] = {
     "linuxptp": ("linuxptp", _program("ptp4l")),
     "gcc": ("a C compiler", _program("gcc")),
     "pkgconfig": ("pkg-config", _program("pkg-config")),
+    "tshark": ("tshark", _program("tshark")),
     "jq": ("jq", _program("jq")),
     "gnuplot": ("gnuplot", _program("gnuplot")),
     "man": ("man", _program("man")),

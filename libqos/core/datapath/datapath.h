@@ -41,6 +41,7 @@ enum qos_datapath_capability {
 struct qos_datapath_stats {
     uint64_t tx_packets, tx_bytes, tx_errors, tx_calls;
     uint64_t rx_packets, rx_bytes, rx_overflow, rx_calls;
+    uint64_t rx_refused; /* frames that are no datagrams for us */
 };
 
 struct qos_datapath;

@@ -136,6 +136,8 @@ static void test_packets_of_every_size(void)
     for (uint32_t i = 0; i < ROOM; i++)
         out[i] = (uint8_t)(i * 31 >> 3);
     for (unsigned i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        if (sizes[i] > subject->max)
+            continue;
         send_good(&l.a, &l.b, out, sizes[i]);
         struct qos_packet p = receive_one(&l.b);
         CHECK_EQ(p.length, sizes[i]);

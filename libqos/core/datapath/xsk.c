@@ -1,0 +1,623 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "xsk.h"
+
+#include <errno.h>
+#include <linux/if_xdp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../compiler.h"
+
+#ifndef SO_PREFER_BUSY_POLL
+#define SO_PREFER_BUSY_POLL 69
+#define SO_BUSY_POLL_BUDGET 70
+#endif
+#ifndef XDP_USE_SG /* Linux 6.6 */
+#define XDP_USE_SG (1 << 4)
+#define XDP_PKT_CONTD (1 << 0)
+#endif
+#define BUSY_POLL_US 20
+#define BUSY_POLL_BUDGET 64
+#define BUSY_TRIES 20
+#define BUSY_WAIT_NS 10000000
+#define LOOK_EVERY 64u      /* looks in vain: a system call */
+#define FRAME_PARTS 18u     /* chunks of a frame at most, as the kernel has it (MAX_SKB_FRAGS + 1) */
+#define ONE_CHUNK_MTU 3822u /* of 4096, less the kernel's 256, Ethernet and a VLAN tag */
+#define KICKS 64u           /* calls in a row that make the kernel send: each takes some 32 frames */
+#define WAY_SLOTS (2 * QOS_XSK_WAYS)
+#define NO_CHUNK UINT64_MAX
+
+/* One ring of the socket. Each index is written by one side; ours is kept here, and shown when a burst is done. */
+struct ring {
+    _Atomic uint32_t *producer, *consumer, *flags;
+    void *entries;
+    void *map;
+    size_t map_size;
+    uint32_t mine, theirs;
+};
+
+struct way {
+    struct qos_address to;
+    struct qos_udpip_way way;
+    bool used;
+};
+
+struct xsk {
+    struct qos_datapath dp;
+    int fd;
+    struct qos_xsk_memory memory;
+    struct qos_address own;
+    bool zero_copy, busy_poll;
+    struct ring rx, tx, fill, sent;
+    uint8_t *frame;      /* room for one that came in pieces */
+    uint64_t dropped;    /* by the kernel, as last seen */
+    uint32_t empty;      /* looks in vain */
+    uint32_t free_count; /* chunks to send from */
+    pthread_mutex_t lock;
+    struct way ways[WAY_SLOTS];
+    uint64_t free[];
+};
+
+/* ---- Making a socket ---- */
+
+static int set(int fd, int name, uint32_t value)
+{
+    return setsockopt(fd, SOL_XDP, name, &value, sizeof value) < 0 ? -errno : 0;
+}
+
+static int bind_to(int fd, struct qos_xsk_device *device)
+{
+    struct sockaddr_xdp at = {.sxdp_family = AF_XDP, .sxdp_ifindex = device->ifindex, .sxdp_queue_id = device->queue};
+    const unsigned mode = (device->flags & QOS_XSK_COPY ? XDP_COPY : 0) |
+                          (device->flags & QOS_XSK_ZERO_COPY ? XDP_ZEROCOPY : 0) | XDP_USE_NEED_WAKEUP;
+    at.sxdp_flags = (uint16_t)(mode | XDP_USE_SG);
+    device->flags |= QOS_XSK_PIECES;
+    if (bind(fd, (struct sockaddr *)&at, sizeof at) == 0)
+        return 0;
+    /* a kernel that does not know of frames in pieces, or a driver that cannot take them */
+    device->flags &= ~(uint32_t)QOS_XSK_PIECES;
+    if (errno != EINVAL && errno != EOPNOTSUPP)
+        return -errno;
+    at.sxdp_flags = (uint16_t)mode;
+    return bind(fd, (struct sockaddr *)&at, sizeof at) < 0 ? -errno : 0;
+}
+
+static int set_up(int fd, struct qos_xsk_device *device, const struct qos_xsk_memory *memory)
+{
+    const struct xdp_umem_reg umem = {
+        .addr = (uintptr_t)memory->base, .len = memory->size, .chunk_size = QOS_XSK_CHUNK};
+    static const int rings[] = {XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING, XDP_TX_RING};
+    if (setsockopt(fd, SOL_XDP, XDP_UMEM_REG, &umem, sizeof umem) < 0)
+        return -errno;
+    for (unsigned i = 0; i < sizeof rings / sizeof *rings; i++) {
+        int rc = set(fd, rings[i], QOS_XSK_RING);
+        if (rc < 0)
+            return rc;
+    }
+    int rc = bind_to(fd, device);
+    if (rc < 0 || !(device->flags & QOS_XSK_BUSY_POLL))
+        return rc;
+    const struct {
+        int name, value;
+    } polling[] = {{SO_PREFER_BUSY_POLL, 1}, {SO_BUSY_POLL, BUSY_POLL_US}, {SO_BUSY_POLL_BUDGET, BUSY_POLL_BUDGET}};
+    for (unsigned i = 0; i < sizeof polling / sizeof *polling; i++) {
+        if (setsockopt(fd, SOL_SOCKET, polling[i].name, &polling[i].value, sizeof polling[i].value) < 0)
+            return -errno;
+    }
+    return 0;
+}
+
+static bool is_usable(const struct qos_xsk_memory *m)
+{
+    return (uintptr_t)m->base % QOS_XSK_CHUNK == 0 && m->size % QOS_XSK_CHUNK == 0 && m->rx_chunks > 0 &&
+           m->rx_chunks <= QOS_XSK_RING && m->tx_chunks > 0 && m->tx_chunks <= QOS_XSK_RING &&
+           m->size / QOS_XSK_CHUNK >= (uint64_t)m->rx_chunks + m->tx_chunks;
+}
+
+static int create(struct qos_xsk_device *device, const struct qos_xsk_memory *memory)
+{
+    int fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    int rc = set_up(fd, device, memory);
+    if (rc < 0)
+        close(fd);
+    return rc < 0 ? rc : fd;
+}
+
+int qos_xsk_create(struct qos_xsk_device *device, const struct qos_xsk_memory *memory)
+{
+    if (!is_usable(memory))
+        return -EINVAL;
+    int fd = -EBUSY;
+    for (int i = 0; fd == -EBUSY && i < BUSY_TRIES; i++) {
+        /* the kernel gives the queue of a socket that was closed back a little later */
+        if (i > 0)
+            nanosleep(&(struct timespec){.tv_nsec = BUSY_WAIT_NS}, NULL);
+        fd = create(device, memory);
+    }
+    return fd;
+}
+
+/* ---- Rings ---- */
+
+static int map_ring(struct ring *r, int fd, const struct xdp_ring_offset *at, size_t entry, uint64_t page)
+{
+    r->map_size = at->desc + QOS_XSK_RING * entry;
+    r->map = mmap(NULL, r->map_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, (off_t)page);
+    if (r->map == MAP_FAILED) {
+        r->map = NULL;
+        return -errno;
+    }
+    uint8_t *base = r->map;
+    r->producer = (_Atomic uint32_t *)(void *)(base + at->producer);
+    r->consumer = (_Atomic uint32_t *)(void *)(base + at->consumer);
+    r->flags = (_Atomic uint32_t *)(void *)(base + at->flags);
+    r->entries = base + at->desc;
+    return 0;
+}
+
+static uint64_t *address_at(const struct ring *r, uint32_t index)
+{
+    return (uint64_t *)r->entries + index % QOS_XSK_RING;
+}
+
+static struct xdp_desc *frame_at(const struct ring *r, uint32_t index)
+{
+    return (struct xdp_desc *)r->entries + index % QOS_XSK_RING;
+}
+
+/* Room in a ring that we fill. */
+static uint32_t room(struct ring *r)
+{
+    uint32_t used = r->mine - r->theirs;
+    if (used < QOS_XSK_RING)
+        return QOS_XSK_RING - used;
+    r->theirs = qos_load_acquire(r->consumer); /* pairs with the kernel's release: it has read these entries */
+    return QOS_XSK_RING - (r->mine - r->theirs);
+}
+
+/* Entries in a ring that we empty. */
+static uint32_t waiting(struct ring *r)
+{
+    if (r->theirs == r->mine)
+        r->theirs = qos_load_acquire(r->producer); /* pairs with the kernel's release: the entries are written */
+    return r->theirs - r->mine;
+}
+
+static void show_filled(struct ring *r)
+{
+    qos_store_release(r->producer, r->mine); /* pairs with the kernel's acquire: the entries are written */
+}
+
+static void show_emptied(struct ring *r)
+{
+    qos_store_release(r->consumer, r->mine); /* pairs with the kernel's acquire: we have read the entries */
+}
+
+static bool wants_waking(const struct ring *r)
+{
+    return qos_load_relaxed(r->flags) & XDP_RING_NEED_WAKEUP;
+}
+
+/* ---- Ways ---- */
+
+/* Where an address is, or where it would be put. */
+static struct way *find(struct xsk *x, const struct qos_address *to)
+{
+    uint64_t parts[2];
+    memcpy(parts, &to->ip, sizeof parts);
+    uint64_t hash = (parts[0] ^ parts[1] ^ to->port) * UINT64_C(0x9e3779b97f4a7c15);
+    for (uint32_t i = (uint32_t)(hash >> 40);; i++) {
+        struct way *w = &x->ways[i % WAY_SLOTS];
+        if (!w->used || qos_address_equal(&w->to, to))
+            return w;
+    }
+}
+
+int qos_xsk_reach(struct qos_datapath *dp, const struct qos_udpip_ends *ends)
+{
+    struct xsk *x = (struct xsk *)dp;
+    struct qos_udpip_way way;
+    int rc = qos_udpip_prepare(&way, ends);
+    if (rc < 0)
+        return rc;
+    pthread_mutex_lock(&x->lock);
+    struct way *w = find(x, &ends->to);
+    uint32_t count = 0;
+    for (uint32_t i = 0; !w->used && i < WAY_SLOTS; i++)
+        count += x->ways[i].used;
+    if (count < QOS_XSK_WAYS)
+        *w = (struct way){ends->to, way, true};
+    pthread_mutex_unlock(&x->lock);
+    return count < QOS_XSK_WAYS ? 0 : -ENOSPC;
+}
+
+void qos_xsk_forget(struct qos_datapath *dp, const struct qos_address *to)
+{
+    struct xsk *x = (struct xsk *)dp;
+    pthread_mutex_lock(&x->lock);
+    struct way *hole = find(x, to);
+    if (hole->used) {
+        hole->used = false;
+        /* those behind it may have been put there because it was taken */
+        for (struct way *w = hole + 1;; w++) {
+            if (w == x->ways + WAY_SLOTS)
+                w = x->ways;
+            if (!w->used)
+                break;
+            struct way moved = *w;
+            w->used = false;
+            *find(x, &moved.to) = moved;
+        }
+    }
+    pthread_mutex_unlock(&x->lock);
+}
+
+static bool way_to(struct xsk *x, const struct qos_address *to, struct qos_udpip_way *way)
+{
+    pthread_mutex_lock(&x->lock);
+    const struct way *w = find(x, to);
+    bool found = w->used;
+    if (found)
+        *way = w->way;
+    pthread_mutex_unlock(&x->lock);
+    return found;
+}
+
+/* ---- Sending ---- */
+
+/* Take back the chunks of what was sent. */
+static void reap(struct xsk *x)
+{
+    uint32_t n = waiting(&x->sent);
+    for (uint32_t i = 0; i < n; i++)
+        x->free[x->free_count++] = *address_at(&x->sent, x->sent.mine++);
+    if (n > 0)
+        show_emptied(&x->sent);
+}
+
+/* Have the kernel send. What it cannot take now stays in the ring, and goes with the next call. */
+static void kick(struct xsk *x)
+{
+    for (uint32_t i = 0; i < KICKS && wants_waking(&x->tx); i++) {
+        x->dp.stats.tx_calls++;
+        if (sendto(x->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) >= 0 || errno != EAGAIN)
+            return;
+    }
+}
+
+static uint32_t chunks_of(uint32_t bytes)
+{
+    return (bytes + QOS_XSK_CHUNK - 1) / QOS_XSK_CHUNK;
+}
+
+/* One datagram into chunks of ours; there are enough of them. */
+static void put_frame(struct xsk *x, const struct qos_udpip_way *way, const uint8_t *payload, uint32_t length)
+{
+    uint32_t left = way->length + length, header = way->length;
+    while (left > 0) {
+        uint64_t at = x->free[--x->free_count];
+        uint8_t *chunk = x->memory.base + at;
+        uint32_t part = left < QOS_XSK_CHUNK ? left : QOS_XSK_CHUNK;
+        if (header > 0 && length > 0)
+            memcpy(chunk + header, payload, part - header);
+        else if (header == 0)
+            memcpy(chunk, payload, part);
+        if (header > 0)
+            qos_udpip_put_pieces(way, chunk, payload, length, NULL, 0, QOS_UDPIP_SUM);
+        payload += part - header;
+        header = 0;
+        left -= part;
+        *frame_at(&x->tx, x->tx.mine++) =
+            (struct xdp_desc){.addr = at, .len = part, .options = left > 0 ? XDP_PKT_CONTD : 0};
+    }
+}
+
+/* How a packet fares before it is put: 0, or a positive errno. */
+static int check(struct xsk *x, const struct qos_packet *p, struct qos_udpip_way *way)
+{
+    if (!way_to(x, &p->address, way))
+        return EHOSTUNREACH;
+    uint32_t size = p->segment ? (p->segment < p->length ? p->segment : p->length) : p->length;
+    return size > x->dp.mtu ? EMSGSIZE : 0;
+}
+
+static int xsk_tx(struct qos_datapath *dp, struct qos_packet *packets, unsigned n)
+{
+    struct xsk *x = (struct xsk *)dp;
+    unsigned done = 0;
+    bool put = false;
+    for (; done < n; done++) {
+        struct qos_packet *p = &packets[done];
+        struct qos_udpip_way way;
+        p->error = (int16_t)check(x, p, &way);
+        if (p->error) {
+            dp->stats.tx_errors++;
+            continue;
+        }
+        uint32_t size = p->segment ? p->segment : p->length, at = 0;
+        uint32_t frames = size > 0 ? (p->length + size - 1) / size : 1;
+        uint32_t chunks = frames * chunks_of(way.length + size);
+        if (x->free_count < chunks)
+            reap(x);
+        if (x->free_count < chunks || room(&x->tx) < chunks) {
+            /* what lies in the ring has to go first */
+            show_filled(&x->tx);
+            kick(x);
+            reap(x);
+        }
+        if (chunks > x->memory.tx_chunks) { /* never enough for it */
+            p->error = EMSGSIZE;
+            dp->stats.tx_errors++;
+            continue;
+        }
+        if (x->free_count < chunks || room(&x->tx) < chunks)
+            break;
+        for (uint32_t i = 0; i < frames; i++, at += size)
+            put_frame(x, &way, p->data + at, p->length - at < size ? p->length - at : size);
+        put = true;
+        dp->stats.tx_packets += frames;
+        dp->stats.tx_bytes += p->length;
+    }
+    if (put) {
+        show_filled(&x->tx);
+        kick(x);
+        reap(x);
+    }
+    return done > 0 || n == 0 ? (int)done : -EAGAIN;
+}
+
+/* ---- Receiving ---- */
+
+static void give_chunk(struct xsk *x, uint64_t address)
+{
+    /* there is always room: the ring has more entries than there are chunks */
+    *address_at(&x->fill, x->fill.mine++) = address & ~(uint64_t)(QOS_XSK_CHUNK - 1);
+}
+
+/* What the kernel had to throw away for want of chunks or room. */
+static void look_at_losses(struct xsk *x)
+{
+    struct xdp_statistics found = {0};
+    socklen_t size = sizeof found;
+    if (getsockopt(x->fd, SOL_XDP, XDP_STATISTICS, &found, &size) < 0)
+        return;
+    uint64_t dropped = found.rx_dropped + found.rx_ring_full;
+    x->dp.stats.rx_overflow += dropped - x->dropped;
+    x->dropped = dropped;
+}
+
+/* Copy a frame in pieces to where the caller wants it, from the entry at `first`. The caller's packet, or false: it is none of ours, or there
+ * is no room for it. */
+static bool put_together(struct xsk *x, uint32_t first, uint32_t parts, struct qos_packet *p)
+{
+    uint8_t *frame = x->frame;
+    uint32_t size = 0;
+    for (uint32_t i = 0; i < parts; i++) {
+        const struct xdp_desc *d = frame_at(&x->rx, first + i);
+        memcpy(frame + size, x->memory.base + d->addr, d->len);
+        size += d->len;
+    }
+    struct qos_udpip_datagram datagram;
+    if (qos_udpip_parse(frame, size, false, &datagram) < 0 || datagram.to.port != x->own.port ||
+        datagram.length > p->length)
+        return false;
+    memcpy(p->data, datagram.payload, datagram.length);
+    p->length = datagram.length;
+    p->address = datagram.from;
+    p->token = NO_CHUNK;
+    return true;
+}
+
+/* A frame in one chunk, which the caller then has. */
+static bool hand_out(struct xsk *x, const struct xdp_desc *d, struct qos_packet *p)
+{
+    struct qos_udpip_datagram datagram;
+    uint8_t *frame = x->memory.base + d->addr;
+    if (qos_udpip_parse(frame, d->len, false, &datagram) < 0 || datagram.to.port != x->own.port)
+        return false;
+    p->data = frame + (datagram.payload - frame);
+    p->length = datagram.length;
+    p->address = datagram.from;
+    p->token = d->addr;
+    return true;
+}
+
+/* Entries of the frame that begins at `first`; 0: the rest of it is not there yet. */
+static uint32_t parts_of(struct xsk *x, uint32_t first, uint32_t available)
+{
+    for (uint32_t i = 0; i < available; i++) {
+        if (!(frame_at(&x->rx, first + i)->options & XDP_PKT_CONTD))
+            return i + 1;
+    }
+    return 0;
+}
+
+static int xsk_rx(struct qos_datapath *dp, struct qos_packet *packets, unsigned n)
+{
+    struct xsk *x = (struct xsk *)dp;
+    unsigned got = 0;
+    uint32_t available = waiting(&x->rx);
+    dp->stats.rx_calls++;
+    while (got < n && available > 0) {
+        uint32_t parts = parts_of(x, x->rx.mine, available);
+        if (parts == 0) {
+            uint32_t before = available;
+            x->rx.theirs = qos_load_acquire(x->rx.producer); /* as in waiting */
+            available = x->rx.theirs - x->rx.mine;
+            if (available == before)
+                break;
+            continue;
+        }
+        struct qos_packet *p = &packets[got];
+        const struct xdp_desc *d = frame_at(&x->rx, x->rx.mine);
+        bool mine = parts == 1             ? hand_out(x, d, p)
+                    : parts <= FRAME_PARTS ? put_together(x, x->rx.mine, parts, p)
+                                           : false;
+        for (uint32_t i = 0; (!mine || parts > 1) && i < parts; i++)
+            give_chunk(x, frame_at(&x->rx, x->rx.mine + i)->addr);
+        x->rx.mine += parts;
+        available -= parts;
+        if (mine) {
+            p->segment = 0;
+            p->error = 0;
+            dp->stats.rx_packets++;
+            dp->stats.rx_bytes += p->length;
+            got++;
+        } else {
+            dp->stats.rx_refused++;
+        }
+    }
+    show_emptied(&x->rx);
+    show_filled(&x->fill);
+    if (got == 0) {
+        if (x->busy_poll || wants_waking(&x->fill))
+            (void)recvfrom(x->fd, NULL, 0, MSG_DONTWAIT, NULL, NULL);
+        if (++x->empty % LOOK_EVERY == 0)
+            look_at_losses(x);
+    }
+    return (int)got;
+}
+
+static void xsk_release(struct qos_datapath *dp, uint64_t token)
+{
+    struct xsk *x = (struct xsk *)dp;
+    if (token == NO_CHUNK)
+        return;
+    give_chunk(x, token);
+    show_filled(&x->fill);
+}
+
+static int xsk_rx_wait(struct qos_datapath *dp, struct qos_packet *packet, uint64_t timeout_ns)
+{
+    struct xsk *x = (struct xsk *)dp;
+    const struct qos_packet empty = *packet;
+    if (xsk_rx(dp, packet, 1) == 1)
+        return 1;
+    look_at_losses(x);
+    struct pollfd p = {.fd = x->fd, .events = POLLIN};
+    struct timespec time = {(time_t)(timeout_ns / 1000000000), (long)(timeout_ns % 1000000000)};
+    if (ppoll(&p, 1, &time, NULL) <= 0)
+        return 0;
+    *packet = empty;
+    return xsk_rx(dp, packet, 1);
+}
+
+static int xsk_wait_fd(const struct qos_datapath *dp)
+{
+    return ((const struct xsk *)dp)->fd;
+}
+
+/* ---- Opening and closing ---- */
+
+static void unmap(struct ring *r)
+{
+    if (r->map != NULL)
+        munmap(r->map, r->map_size);
+}
+
+static void destroy(struct xsk *x)
+{
+    unmap(&x->rx);
+    unmap(&x->tx);
+    unmap(&x->fill);
+    unmap(&x->sent);
+    pthread_mutex_destroy(&x->lock);
+    free(x->frame);
+    free(x);
+}
+
+static void xsk_close(struct qos_datapath *dp)
+{
+    struct xsk *x = (struct xsk *)dp;
+    close(x->fd);
+    destroy(x);
+}
+
+static const struct qos_datapath_ops XSK_OPS = {"xdp",       xsk_tx,      xsk_rx,   xsk_rx_wait,
+                                                xsk_release, xsk_wait_fd, xsk_close};
+
+static int map_rings(struct xsk *x)
+{
+    struct xdp_mmap_offsets at;
+    socklen_t size = sizeof at;
+    if (getsockopt(x->fd, SOL_XDP, XDP_MMAP_OFFSETS, &at, &size) < 0)
+        return -errno;
+    if (size != sizeof at)
+        return -ENOPROTOOPT; /* Linux before 5.4 */
+    int rc = map_ring(&x->rx, x->fd, &at.rx, sizeof(struct xdp_desc), XDP_PGOFF_RX_RING);
+    if (rc == 0)
+        rc = map_ring(&x->tx, x->fd, &at.tx, sizeof(struct xdp_desc), XDP_PGOFF_TX_RING);
+    if (rc == 0)
+        rc = map_ring(&x->fill, x->fd, &at.fr, sizeof(uint64_t), XDP_UMEM_PGOFF_FILL_RING);
+    if (rc == 0)
+        rc = map_ring(&x->sent, x->fd, &at.cr, sizeof(uint64_t), XDP_UMEM_PGOFF_COMPLETION_RING);
+    if (rc < 0)
+        return rc;
+    /* what somebody else has under way we know nothing of */
+    return qos_load_relaxed(x->tx.producer) != 0 || qos_load_relaxed(x->fill.producer) != 0 ? -EALREADY : 0;
+}
+
+static void look_at_mode(struct xsk *x)
+{
+    struct xdp_options options = {0};
+    int polling = 0;
+    socklen_t size = sizeof options, polling_size = sizeof polling;
+    if (getsockopt(x->fd, SOL_XDP, XDP_OPTIONS, &options, &size) == 0)
+        x->zero_copy = options.flags & XDP_OPTIONS_ZEROCOPY;
+    if (getsockopt(x->fd, SOL_SOCKET, SO_PREFER_BUSY_POLL, &polling, &polling_size) == 0)
+        x->busy_poll = polling;
+}
+
+/* The largest datagram that fits into a frame. */
+static uint32_t payload_of(const struct qos_xsk_device *device, const struct qos_address *own)
+{
+    uint32_t overhead = IN6_IS_ADDR_V4MAPPED(&own->ip) ? QOS_UDPIP_OVERHEAD4 : QOS_UDPIP_OVERHEAD6;
+    uint32_t mtu = device->mtu;
+    if (!(device->flags & QOS_XSK_PIECES) && mtu > ONE_CHUNK_MTU)
+        mtu = ONE_CHUNK_MTU;
+    return mtu > overhead ? mtu - overhead : 0;
+}
+
+int qos_xsk_open(struct qos_datapath **dp, int fd, const struct qos_xsk_device *device,
+                 const struct qos_xsk_memory *memory, const struct qos_address *own)
+{
+    if (!is_usable(memory) || payload_of(device, own) == 0)
+        return -EINVAL;
+    struct xsk *x = calloc(1, sizeof *x + memory->tx_chunks * sizeof *x->free);
+    if (x == NULL)
+        return -ENOMEM;
+    pthread_mutex_init(&x->lock, NULL);
+    x->fd = fd;
+    x->memory = *memory;
+    x->own = *own;
+    x->dp.ops = &XSK_OPS;
+    x->dp.capabilities = QOS_CAP_SEGMENTATION | QOS_CAP_OWN_MEMORY | QOS_CAP_ADDRESSED;
+    x->dp.mtu = payload_of(device, own);
+    x->frame = malloc(FRAME_PARTS * QOS_XSK_CHUNK);
+    int rc = x->frame != NULL ? map_rings(x) : -ENOMEM;
+    if (rc < 0) {
+        destroy(x);
+        return rc;
+    }
+    look_at_mode(x);
+    for (uint32_t i = 0; i < memory->tx_chunks; i++)
+        x->free[x->free_count++] = (uint64_t)(memory->rx_chunks + i) * QOS_XSK_CHUNK;
+    for (uint32_t i = 0; i < memory->rx_chunks; i++)
+        give_chunk(x, (uint64_t)i * QOS_XSK_CHUNK);
+    show_filled(&x->fill);
+    *dp = &x->dp;
+    return 0;
+}
+
+bool qos_xsk_is_zero_copy(const struct qos_datapath *dp)
+{
+    return ((const struct xsk *)dp)->zero_copy;
+}
