@@ -131,7 +131,7 @@ def test_rounds_with_stolen_time_are_made_again(
     monkeypatch: pytest.MonkeyPatch, tries: int, runs: int, again: list[int], disturbed: int
 ) -> None:
     """The hypervisor takes time during the first two tries, none later."""
-    stolen = iter([0.0, 1.0, 1.0, 1.5, *[1.5] * 8])
+    stolen = iter([*[0.0] * 5, 1.0, 1.0, 1.5, *[1.5] * 8])
     monkeypatch.setattr(pairs, "stolen_s", lambda: next(stolen))
     monkeypatch.setattr(pairs, "STOLEN_PAUSE_S", 0.0)
     metric = pairs.Metric("rtt_p50_ratio", "p50_ns")
@@ -147,6 +147,31 @@ def test_rounds_with_stolen_time_are_made_again(
     assert [round_.again for round_ in made] == again
     result = pairs.compared("demo", row, metric, made)
     assert (result["again"], result["disturbed"]) == (sum(again), disturbed)
+
+
+@pytest.mark.parametrize(("failures", "stolen", "runs"), [(2, 1.0, 3), (1, 0.0, 1), (9, 1.0, 4)])
+def test_what_fails_while_time_is_stolen_is_run_again(
+    monkeypatch: pytest.MonkeyPatch, failures: int, stolen: float, runs: int
+) -> None:
+    """Nothing is stolen any more when it does not fail."""
+    monkeypatch.setattr(pairs, "STOLEN_PAUSE_S", 0.0)
+    taken, count = 0.0, 0
+
+    def run() -> int:
+        nonlocal taken, count
+        count += 1
+        if count <= failures:
+            taken += stolen
+            raise procs.RunError("watchdog")
+        return count
+
+    monkeypatch.setattr(pairs, "stolen_s", lambda: taken)
+    if runs <= failures:
+        with pytest.raises(procs.RunError):
+            pairs.undisturbed(run, 1)
+    else:
+        assert pairs.undisturbed(run, 1) == (runs, 0.0, runs - 1)
+    assert count == runs
 
 
 def test_rounds_hold_each_role_once_in_a_random_order() -> None:
