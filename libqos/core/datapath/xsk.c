@@ -260,18 +260,16 @@ void qos_xsk_forget(struct qos_datapath *dp, const struct qos_address *to)
     pthread_mutex_unlock(&x->lock);
 }
 
-static bool way_to(struct xsk *x, const struct qos_address *to, struct qos_udpip_way *way)
+bool qos_xsk_reaches(struct qos_datapath *dp, const struct qos_address *to)
 {
+    struct xsk *x = (struct xsk *)dp;
     pthread_mutex_lock(&x->lock);
-    const struct way *w = find(x, to);
-    bool found = w->used;
-    if (found)
-        *way = w->way;
+    bool found = find(x, to)->used;
     pthread_mutex_unlock(&x->lock);
     return found;
 }
 
-/* ---- Sending ---- */
+/* ---- Sending; the lock is held ---- */
 
 /* Take back the chunks of what was sent. */
 static void reap(struct xsk *x)
@@ -320,57 +318,53 @@ static void put_frame(struct xsk *x, const struct qos_udpip_way *way, const uint
     }
 }
 
-/* How a packet fares before it is put: 0, or a positive errno. */
-static int check(struct xsk *x, const struct qos_packet *p, struct qos_udpip_way *way)
+/* Put one packet into the ring. 0; a positive errno, if it will never go; -EAGAIN: there is no room now. */
+static int put_packet(struct xsk *x, const struct qos_packet *p)
 {
-    if (!way_to(x, &p->address, way))
+    const struct way *to = find(x, &p->address);
+    uint32_t size = p->segment && p->segment < p->length ? p->segment : p->length;
+    if (!to->used)
         return EHOSTUNREACH;
-    uint32_t size = p->segment ? (p->segment < p->length ? p->segment : p->length) : p->length;
-    return size > x->dp.mtu ? EMSGSIZE : 0;
+    if (size > x->dp.mtu)
+        return EMSGSIZE;
+    uint32_t frames = size > 0 ? (p->length + size - 1) / size : 1;
+    uint32_t chunks = frames * chunks_of(to->way.length + size);
+    if (chunks > x->memory.tx_chunks)
+        return EMSGSIZE;
+    if (x->free_count < chunks || room(&x->tx) < chunks) {
+        /* what lies in the ring has to go first */
+        show_filled(&x->tx);
+        kick(x);
+        reap(x);
+        if (x->free_count < chunks || room(&x->tx) < chunks)
+            return -EAGAIN;
+    }
+    for (uint32_t at = 0, i = 0; i < frames; i++, at += size)
+        put_frame(x, &to->way, p->data + at, p->length - at < size ? p->length - at : size);
+    x->dp.stats.tx_packets += frames;
+    x->dp.stats.tx_bytes += p->length;
+    return 0;
 }
 
 static int xsk_tx(struct qos_datapath *dp, struct qos_packet *packets, unsigned n)
 {
     struct xsk *x = (struct xsk *)dp;
     unsigned done = 0;
-    bool put = false;
+    pthread_mutex_lock(&x->lock);
+    uint32_t before = x->tx.mine;
     for (; done < n; done++) {
-        struct qos_packet *p = &packets[done];
-        struct qos_udpip_way way;
-        p->error = (int16_t)check(x, p, &way);
-        if (p->error) {
-            dp->stats.tx_errors++;
-            continue;
-        }
-        uint32_t size = p->segment ? p->segment : p->length, at = 0;
-        uint32_t frames = size > 0 ? (p->length + size - 1) / size : 1;
-        uint32_t chunks = frames * chunks_of(way.length + size);
-        if (x->free_count < chunks)
-            reap(x);
-        if (x->free_count < chunks || room(&x->tx) < chunks) {
-            /* what lies in the ring has to go first */
-            show_filled(&x->tx);
-            kick(x);
-            reap(x);
-        }
-        if (chunks > x->memory.tx_chunks) { /* never enough for it */
-            p->error = EMSGSIZE;
-            dp->stats.tx_errors++;
-            continue;
-        }
-        if (x->free_count < chunks || room(&x->tx) < chunks)
+        int rc = put_packet(x, &packets[done]);
+        if (rc < 0)
             break;
-        for (uint32_t i = 0; i < frames; i++, at += size)
-            put_frame(x, &way, p->data + at, p->length - at < size ? p->length - at : size);
-        put = true;
-        dp->stats.tx_packets += frames;
-        dp->stats.tx_bytes += p->length;
+        packets[done].error = (int16_t)rc;
+        dp->stats.tx_errors += rc > 0;
     }
-    if (put) {
+    if (x->tx.mine != before) {
         show_filled(&x->tx);
         kick(x);
         reap(x);
     }
+    pthread_mutex_unlock(&x->lock);
     return done > 0 || n == 0 ? (int)done : -EAGAIN;
 }
 

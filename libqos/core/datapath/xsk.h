@@ -9,7 +9,7 @@
  * The memory is cut into chunks of 4096 bytes. A frame that is longer goes through several where Linux has them (6.6). Frames are built by
  * udpip.h; who the next hop of an address is has to be told (qos_xsk_reach).
  *
- * All but qos_xsk_reach and qos_xsk_forget belong to one thread.
+ * Sending is open to several threads, receiving and giving back to one at a time.
  */
 #ifndef QOS_XSK_H
 #define QOS_XSK_H
@@ -58,6 +58,7 @@ bool qos_xsk_is_zero_copy(const struct qos_datapath *dp);
 /* Send what is for ends->to by this way from now on. 0, -EINVAL (udpip.h), -ENOSPC: QOS_XSK_WAYS others are known. */
 int qos_xsk_reach(struct qos_datapath *dp, const struct qos_udpip_ends *ends);
 void qos_xsk_forget(struct qos_datapath *dp, const struct qos_address *to);
+bool qos_xsk_reaches(struct qos_datapath *dp, const struct qos_address *to);
 
 #define QOS_XSK_WAYS 1024u
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* AF_XDP between the two ends of a veth pair, in a network namespace of its own. */
+/* AF_XDP between the two ends of a veth pair, in a network namespace of its own; by itself, and with kernel UDP for what it cannot do. */
 #include <errno.h>
 #include <net/if.h>
 #include <sched.h>
@@ -7,8 +7,11 @@
 
 #include "check.h"
 #include "conformance.h"
+#include "datapath/dual.h"
+#include "datapath/fault.h"
 #include "datapath/xdp/xdp.h"
 #include "datapath/xsk.h"
+#include "udp_fixture.h"
 
 #define CHUNKS 1024u /* for receiving, and as many for sending */
 #define MEMORY (2u * CHUNKS * QOS_XSK_CHUNK)
@@ -18,6 +21,8 @@ struct options {
     int six;
     enum qos_xdp_mode mode;
     uint32_t flags;
+    enum { ALONE, DUAL, UNREACHED } with; /* UDP: beside it, or for all */
+    const char *fault;
 };
 
 /* Each end of the pair, as long as the program runs. */
@@ -33,8 +38,10 @@ static char problem[256];
 
 static int set_up(void)
 {
-    if (unshare(CLONE_NEWNET) != 0 || system("ip link add xdp-a mtu 9000 type veth peer name xdp-b mtu 9000 && ip link "
-                                             "set xdp-a up && ip link set xdp-b up") != 0)
+    static const char commands[] =
+        "ip link set lo up && ip link add xdp-a mtu 9000 type veth peer name xdp-b mtu 9000 && "
+        "ip link set xdp-a up && ip link set xdp-b up";
+    if (unshare(CLONE_NEWNET) != 0 || system(commands) != 0)
         return 0;
     for (unsigned i = 0; i < 2; i++) {
         sides[i].index = if_nametoindex(sides[i].name);
@@ -71,7 +78,19 @@ static int attach(struct side *s, enum qos_xdp_mode mode)
     return rc == 0;
 }
 
-static int open_end(struct conformance_link *l, unsigned number, const struct options *o)
+/* A kernel UDP socket at the end's address. */
+static void add_udp(struct conformance_end *e, const struct end *udp, const char *faults)
+{
+    struct qos_fault fault;
+    CHECK_EQ(qos_udp_coalesce(udp->dp, 0), 0);
+    CHECK_EQ(qos_dual_open(&e->dp, e->dp, udp->dp), 0);
+    if (faults) {
+        CHECK_EQ(qos_fault_parse(&fault, faults, problem, sizeof problem), 0);
+        CHECK_EQ(qos_fault_open(&e->dp, e->dp, &fault, NULL), 0);
+    }
+}
+
+static int open_side(struct conformance_link *l, unsigned number, const struct options *o)
 {
     struct side *s = &sides[number];
     struct conformance_end *e = number == 0 ? &l->a : &l->b;
@@ -79,7 +98,12 @@ static int open_end(struct conformance_link *l, unsigned number, const struct op
         return 0;
     struct qos_xsk_device device = {.ifindex = s->index, .mtu = MTU, .flags = o->flags};
     struct qos_xsk_memory memory = {s->memory, MEMORY, CHUNKS, CHUNKS};
+    struct end udp = {0};
     e->address = address(number, o);
+    if (o->with != ALONE) {
+        udp = open_end(o->six ? AF_INET6 : AF_INET, e->address.port);
+        e->address = udp.address;
+    }
     int fd = qos_xsk_create(&device, &memory);
     if (fd < 0) {
         printf("%s: %s\n", s->name, strerror(-fd));
@@ -88,20 +112,25 @@ static int open_end(struct conformance_link *l, unsigned number, const struct op
     if (!CHECK_EQ(qos_xsk_open(&e->dp, fd, &device, &memory, &e->address), 0))
         return 0;
     struct qos_udpip_ends ends = {.from = e->address, .to = address(1 - number, o), .from_mac = {2}, .to_mac = {2}};
-    CHECK_EQ(qos_xsk_reach(e->dp, &ends), 0);
+    if (o->with != ALONE)
+        ends.to.ip = e->address.ip;
+    if (o->with != UNREACHED)
+        CHECK_EQ(qos_xsk_reach(e->dp, &ends), 0);
     CHECK_EQ(xdp->set_socket(s->program, 0, fd), 0);
     CHECK_EQ(xdp->set_port(s->program, e->address.port, 0), 0);
+    if (o->with != ALONE)
+        add_udp(e, &udp, o->fault);
     return 1;
 }
 
 static int open_xdp(struct conformance_link *l, const void *options)
 {
-    return open_end(l, 0, options) && open_end(l, 1, options);
+    return open_side(l, 0, options) && open_side(l, 1, options);
 }
 
 static void reopen_xdp(struct conformance_link *l, const void *options)
 {
-    CHECK_EQ(open_end(l, 1, options), 1);
+    CHECK_EQ(open_side(l, 1, options), 1);
 }
 
 #define XDP(...)                                                                                                       \
@@ -115,6 +144,11 @@ static const struct conformance_subject SUBJECTS[] = {
     {"xdp, native", XDP(.mode = QOS_XDP_NATIVE, .flags = QOS_XSK_COPY), .max = MTU - QOS_UDPIP_OVERHEAD4},
     {"xdp, native, busy polling, IPv6", XDP(.six = 1, .mode = QOS_XDP_NATIVE, .flags = QOS_XSK_BUSY_POLL),
      .max = MTU - QOS_UDPIP_OVERHEAD6},
+    {"dual", XDP(.mode = QOS_XDP_GENERIC, .with = DUAL), .max = 65507},
+    {"dual over IPv6", XDP(.six = 1, .mode = QOS_XDP_NATIVE, .with = DUAL), .max = 65527},
+    {"dual that reaches nobody", XDP(.mode = QOS_XDP_GENERIC, .with = UNREACHED), .max = 65507},
+    {"fault(dual) that holds all", XDP(.mode = QOS_XDP_GENERIC, .with = DUAL, .fault = "seed=7,delay=1ns"),
+     .max = 65507, .late_errors = 1},
 };
 
 int main(void)
