@@ -7,6 +7,7 @@
 #define QOS_DATAPATH_H
 
 #include <netinet/in.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -27,6 +28,7 @@ struct qos_packet {
     uint32_t length;            /* tx: bytes. rx: in: room, out: bytes */
     uint16_t segment;           /* size of the equal datagrams in it (the last may be shorter); 0: it is one datagram */
     int16_t error;              /* tx: positive errno of a packet that failed */
+    bool fast;                  /* tx: of a datapath with two ways, by the fast one; rx: it came by that */
     struct qos_address address; /* tx: destination; rx: source */
     uint64_t token;             /* the datapath's name for its own memory (shm: the slice) */
 };

@@ -10,43 +10,46 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "xsk.h"
+#include "../compiler.h"
 
 #define BURST 64
 
 struct dual {
     struct qos_datapath dp;
-    struct qos_datapath *fast, *slow;
+    struct qos_datapath *slow;
+    struct qos_datapath *_Atomic fast; /* NULL: not yet */
     int epoll_fd;
     bool slow_first; /* who is looked at first takes turns, so that a flood by one does not keep the other waiting */
 };
 
-/* Both together. Several threads may be here: each leaves what is true, or was a moment ago. */
-static void sum(struct dual *d)
+struct qos_datapath *qos_dual_fast(const struct qos_datapath *dp)
 {
-    const uint64_t *a = (const uint64_t *)&d->fast->stats, *b = (const uint64_t *)&d->slow->stats;
-    uint64_t *out = (uint64_t *)&d->dp.stats;
-    for (size_t i = 0; i < sizeof d->dp.stats / sizeof *out; i++)
-        __atomic_store_n(&out[i], __atomic_load_n(&a[i], __ATOMIC_RELAXED) + __atomic_load_n(&b[i], __ATOMIC_RELAXED),
-                         __ATOMIC_RELAXED);
+    /* acquire: pairs with the release in qos_dual_add */
+    return qos_load_acquire(&((const struct dual *)dp)->fast);
 }
 
-static bool goes_fast(struct dual *d, const struct qos_packet *p)
+/* Both together. Several threads may be here: each leaves what is true, or was a moment ago. */
+static void sum(struct dual *d, const struct qos_datapath *fast)
 {
-    uint32_t size = p->segment && p->segment < p->length ? p->segment : p->length;
-    return size <= d->fast->mtu && qos_xsk_reaches(d->fast, &p->address);
+    const uint64_t *a = (const uint64_t *)&d->slow->stats, *b = fast ? (const uint64_t *)&fast->stats : NULL;
+    uint64_t *out = (uint64_t *)&d->dp.stats;
+    for (size_t i = 0; i < sizeof d->dp.stats / sizeof *out; i++)
+        __atomic_store_n(&out[i],
+                         __atomic_load_n(&a[i], __ATOMIC_RELAXED) + (b ? __atomic_load_n(&b[i], __ATOMIC_RELAXED) : 0),
+                         __ATOMIC_RELAXED);
 }
 
 static int dual_tx(struct qos_datapath *dp, struct qos_packet *packets, unsigned n)
 {
     struct dual *d = (struct dual *)dp;
+    struct qos_datapath *fast = qos_dual_fast(dp);
     unsigned done = 0;
     while (done < n) {
-        bool fast = goes_fast(d, &packets[done]);
+        bool by_fast = fast && packets[done].fast;
         unsigned run = 1;
-        while (done + run < n && goes_fast(d, &packets[done + run]) == fast)
+        while (done + run < n && (fast && packets[done + run].fast) == by_fast)
             run++;
-        struct qos_datapath *by = fast ? d->fast : d->slow;
+        struct qos_datapath *by = by_fast ? fast : d->slow;
         int sent = by->ops->tx(by, packets + done, run);
         if (sent <= 0)
             break;
@@ -54,29 +57,32 @@ static int dual_tx(struct qos_datapath *dp, struct qos_packet *packets, unsigned
         if ((unsigned)sent < run)
             break;
     }
-    sum(d);
+    sum(d, fast);
     return done > 0 || n == 0 ? (int)done : -EAGAIN;
 }
 
 /* Into the caller's memory, as all of it comes from here. */
-static unsigned receive_fast(struct dual *d, struct qos_packet *packets, unsigned n)
+static unsigned receive_fast(struct qos_datapath *fast, struct qos_packet *packets, unsigned n)
 {
     struct qos_packet in[BURST];
     unsigned kept = 0;
+    if (fast == NULL)
+        return 0;
     n = n < BURST ? n : BURST;
     memcpy(in, packets, n * sizeof *in);
-    int got = d->fast->ops->rx(d->fast, in, n);
+    int got = fast->ops->rx(fast, in, n);
     for (int i = 0; i < got; i++) {
         struct qos_packet *p = &packets[kept];
         if (in[i].length <= p->length) {
             memcpy(p->data, in[i].data, in[i].length);
             in[i].data = p->data;
             *p = in[i];
+            p->fast = true;
             kept++;
         } else {
-            d->fast->stats.rx_refused++;
+            fast->stats.rx_refused++;
         }
-        d->fast->ops->release(d->fast, in[i].token);
+        fast->ops->release(fast, in[i].token);
     }
     return kept;
 }
@@ -84,17 +90,20 @@ static unsigned receive_fast(struct dual *d, struct qos_packet *packets, unsigne
 static unsigned receive_slow(struct dual *d, struct qos_packet *packets, unsigned n)
 {
     int got = d->slow->ops->rx(d->slow, packets, n);
+    for (int i = 0; i < got; i++)
+        packets[i].fast = false;
     return got > 0 ? (unsigned)got : 0;
 }
 
 static int dual_rx(struct qos_datapath *dp, struct qos_packet *packets, unsigned n)
 {
     struct dual *d = (struct dual *)dp;
-    unsigned got = d->slow_first ? receive_slow(d, packets, n) : receive_fast(d, packets, n);
+    struct qos_datapath *fast = qos_dual_fast(dp);
+    unsigned got = d->slow_first ? receive_slow(d, packets, n) : receive_fast(fast, packets, n);
     if (got < n)
-        got += d->slow_first ? receive_fast(d, packets + got, n - got) : receive_slow(d, packets + got, n - got);
+        got += d->slow_first ? receive_fast(fast, packets + got, n - got) : receive_slow(d, packets + got, n - got);
     d->slow_first = !d->slow_first;
-    sum(d);
+    sum(d, fast);
     return (int)got;
 }
 
@@ -104,9 +113,10 @@ static int dual_rx_wait(struct qos_datapath *dp, struct qos_packet *packet, uint
     const struct qos_packet empty = *packet;
     if (dual_rx(dp, packet, 1) == 1)
         return 1;
-    struct pollfd p[] = {{d->fast->ops->wait_fd(d->fast), POLLIN, 0}, {d->slow->ops->wait_fd(d->slow), POLLIN, 0}};
+    /* not on the two sockets: the fast one may come while we sleep */
+    struct pollfd p = {d->epoll_fd, POLLIN, 0};
     struct timespec time = {(time_t)(timeout_ns / 1000000000), (long)(timeout_ns % 1000000000)};
-    if (ppoll(p, 2, &time, NULL) <= 0)
+    if (ppoll(&p, 1, &time, NULL) <= 0)
         return 0;
     *packet = empty;
     return dual_rx(dp, packet, 1);
@@ -126,8 +136,10 @@ static int dual_wait_fd(const struct qos_datapath *dp)
 static void dual_close(struct qos_datapath *dp)
 {
     struct dual *d = (struct dual *)dp;
+    struct qos_datapath *fast = qos_dual_fast(dp);
     close(d->epoll_fd);
-    d->fast->ops->close(d->fast);
+    if (fast)
+        fast->ops->close(fast);
     d->slow->ops->close(d->slow);
     free(d);
 }
@@ -135,22 +147,24 @@ static void dual_close(struct qos_datapath *dp)
 static const struct qos_datapath_ops DUAL_OPS = {"xdp and udp", dual_tx,      dual_rx,   dual_rx_wait,
                                                  dual_release,  dual_wait_fd, dual_close};
 
-int qos_dual_open(struct qos_datapath **dp, struct qos_datapath *fast, struct qos_datapath *slow)
+static int watch(struct dual *d, const struct qos_datapath *dp)
+{
+    struct epoll_event readable = {.events = EPOLLIN};
+    return epoll_ctl(d->epoll_fd, EPOLL_CTL_ADD, dp->ops->wait_fd(dp), &readable) < 0 ? -errno : 0;
+}
+
+int qos_dual_open(struct qos_datapath **dp, struct qos_datapath *udp)
 {
     struct dual *d = calloc(1, sizeof *d);
     if (d == NULL)
         return -ENOMEM;
-    d->fast = fast;
-    d->slow = slow;
+    d->slow = udp;
     d->dp.ops = &DUAL_OPS;
-    d->dp.capabilities = slow->capabilities & fast->capabilities & ~(uint32_t)QOS_CAP_OWN_MEMORY;
-    d->dp.capabilities |= slow->capabilities & QOS_CAP_COALESCED_RX;
-    d->dp.mtu = fast->mtu;
+    d->dp.capabilities = udp->capabilities;
+    d->dp.mtu = udp->mtu;
     d->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    struct epoll_event readable = {.events = EPOLLIN};
-    if (d->epoll_fd < 0 || epoll_ctl(d->epoll_fd, EPOLL_CTL_ADD, fast->ops->wait_fd(fast), &readable) < 0 ||
-        epoll_ctl(d->epoll_fd, EPOLL_CTL_ADD, slow->ops->wait_fd(slow), &readable) < 0) {
-        int rc = -errno;
+    int rc = d->epoll_fd < 0 ? -errno : watch(d, udp);
+    if (rc < 0) {
         if (d->epoll_fd >= 0)
             close(d->epoll_fd);
         free(d);
@@ -158,4 +172,15 @@ int qos_dual_open(struct qos_datapath **dp, struct qos_datapath *fast, struct qo
     }
     *dp = &d->dp;
     return 0;
+}
+
+int qos_dual_add(struct qos_datapath *dp, struct qos_datapath *fast)
+{
+    struct dual *d = (struct dual *)dp;
+    if (qos_dual_fast(dp) != NULL)
+        return -EALREADY;
+    int rc = watch(d, fast);
+    if (rc == 0)
+        qos_store_release(&d->fast, fast); /* pairs with the acquire in qos_dual_fast */
+    return rc;
 }

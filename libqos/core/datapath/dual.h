@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Two datapaths at one address and port: AF_XDP for whom it reaches, kernel UDP for the rest, one behind the other for whoever receives.
- * What is too large for a frame goes by UDP, which fragments; and what the XDP program lets pass comes by UDP.
+ * Two datapaths at one address and port: kernel UDP, and a fast one (AF_XDP) that is there from some time on. Received is what comes by
+ * either; sent is by the way that a packet says. Two packets by different ways may overtake each other: who minds changes ways only when
+ * nothing is under way.
  *
  * Sending is open to several threads, receiving to one at a time, as with the two within.
  */
@@ -10,7 +11,11 @@
 
 #include "datapath.h"
 
-/* `fast`, of xsk.h, and `slow` become its own. 0 or a negative errno. */
-int qos_dual_open(struct qos_datapath **dp, struct qos_datapath *fast, struct qos_datapath *slow);
+/* On kernel UDP alone; `udp` becomes its own. 0 or a negative errno. */
+int qos_dual_open(struct qos_datapath **dp, struct qos_datapath *udp);
+/* From now on there is the fast way too, once. `fast` becomes its own. 0 or a negative errno. */
+int qos_dual_add(struct qos_datapath *dp, struct qos_datapath *fast);
+/* The fast way, or NULL. */
+struct qos_datapath *qos_dual_fast(const struct qos_datapath *dp);
 
 #endif

@@ -21,7 +21,7 @@ struct options {
     int six;
     enum qos_xdp_mode mode;
     uint32_t flags;
-    enum { ALONE, DUAL, UNREACHED } with; /* UDP: beside it, or for all */
+    enum { ALONE, FAST, SLOW } with; /* a dual datapath: its fast way, or kernel UDP */
     const char *fault;
 };
 
@@ -78,14 +78,37 @@ static int attach(struct side *s, enum qos_xdp_mode mode)
     return rc == 0;
 }
 
-/* A kernel UDP socket at the end's address. */
-static void add_udp(struct conformance_end *e, const struct end *udp, const char *faults)
+/* A dual datapath whose packets all go by the fast way, as far as they fit. */
+static struct qos_datapath_ops fast_ops;
+static int (*dual_tx)(struct qos_datapath *, struct qos_packet *, unsigned);
+
+static int fast_tx(struct qos_datapath *dp, struct qos_packet *packets, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        packets[i].fast = true;
+    return dual_tx(dp, packets, n);
+}
+
+/* A kernel UDP socket at the end's address, and both together. */
+static void make_dual(struct conformance_end *e, const struct end *udp, const struct options *o)
 {
     struct qos_fault fault;
+    struct qos_datapath *dual;
     CHECK_EQ(qos_udp_coalesce(udp->dp, 0), 0);
-    CHECK_EQ(qos_dual_open(&e->dp, e->dp, udp->dp), 0);
-    if (faults) {
-        CHECK_EQ(qos_fault_parse(&fault, faults, problem, sizeof problem), 0);
+    CHECK_EQ(qos_dual_open(&dual, udp->dp), 0);
+    CHECK(qos_dual_fast(dual) == NULL);
+    CHECK_EQ(qos_dual_add(dual, e->dp), 0);
+    CHECK(qos_dual_fast(dual) == e->dp);
+    CHECK_EQ(qos_dual_add(dual, e->dp), -EALREADY);
+    if (o->with == FAST) {
+        dual_tx = dual->ops->tx;
+        fast_ops = *dual->ops;
+        fast_ops.tx = fast_tx;
+        dual->ops = &fast_ops;
+    }
+    e->dp = dual;
+    if (o->fault) {
+        CHECK_EQ(qos_fault_parse(&fault, o->fault, problem, sizeof problem), 0);
         CHECK_EQ(qos_fault_open(&e->dp, e->dp, &fault, NULL), 0);
     }
 }
@@ -114,12 +137,11 @@ static int open_side(struct conformance_link *l, unsigned number, const struct o
     struct qos_udpip_ends ends = {.from = e->address, .to = address(1 - number, o), .from_mac = {2}, .to_mac = {2}};
     if (o->with != ALONE)
         ends.to.ip = e->address.ip;
-    if (o->with != UNREACHED)
-        CHECK_EQ(qos_xsk_reach(e->dp, &ends), 0);
+    CHECK_EQ(qos_xsk_reach(e->dp, &ends), 0);
     CHECK_EQ(xdp->set_socket(s->program, 0, fd), 0);
     CHECK_EQ(xdp->set_port(s->program, e->address.port, 0), 0);
     if (o->with != ALONE)
-        add_udp(e, &udp, o->fault);
+        make_dual(e, &udp, o);
     return 1;
 }
 
@@ -144,11 +166,11 @@ static const struct conformance_subject SUBJECTS[] = {
     {"xdp, native", XDP(.mode = QOS_XDP_NATIVE, .flags = QOS_XSK_COPY), .max = MTU - QOS_UDPIP_OVERHEAD4},
     {"xdp, native, busy polling, IPv6", XDP(.six = 1, .mode = QOS_XDP_NATIVE, .flags = QOS_XSK_BUSY_POLL),
      .max = MTU - QOS_UDPIP_OVERHEAD6},
-    {"dual", XDP(.mode = QOS_XDP_GENERIC, .with = DUAL), .max = 65507},
-    {"dual over IPv6", XDP(.six = 1, .mode = QOS_XDP_NATIVE, .with = DUAL), .max = 65527},
-    {"dual that reaches nobody", XDP(.mode = QOS_XDP_GENERIC, .with = UNREACHED), .max = 65507},
-    {"fault(dual) that holds all", XDP(.mode = QOS_XDP_GENERIC, .with = DUAL, .fault = "seed=7,delay=1ns"),
-     .max = 65507, .late_errors = 1},
+    {"dual, fast", XDP(.mode = QOS_XDP_GENERIC, .with = FAST), .max = MTU - QOS_UDPIP_OVERHEAD4},
+    {"dual over IPv6, fast", XDP(.six = 1, .mode = QOS_XDP_NATIVE, .with = FAST), .max = MTU - QOS_UDPIP_OVERHEAD6},
+    {"dual, slow", XDP(.mode = QOS_XDP_GENERIC, .with = SLOW), .max = 65507},
+    {"fault(dual) that holds all, fast", XDP(.mode = QOS_XDP_GENERIC, .with = FAST, .fault = "seed=7,delay=1ns"),
+     .max = MTU - QOS_UDPIP_OVERHEAD4, .late_errors = 1},
 };
 
 int main(void)
