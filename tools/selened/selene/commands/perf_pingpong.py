@@ -29,6 +29,7 @@ _HELLO: Final = 2**63 - 1  # the number of pings that ask whether the server is 
 _STAMPED: Final = 2**63  # in the number of a ping that wants stamps
 _HELLO_S: Final = 0.05
 _LOST_S: Final = 1.0  # an answer that takes longer is counted as lost
+_CLOCK_SET_NS: Final = 1_000_000  # Unix time that moves by more against the monotonic clock was set
 _WRITE_NS: Final = 250_000_000  # samples are written that often, between round trips
 
 
@@ -86,6 +87,7 @@ class Client:
         self._rtts = array("Q")
         self._lost = 0
         self._unwritten: list[Trip] = []
+        self._unix_ns = 0  # Unix time of the monotonic clock's 0
         self._before = (-2, 0)  # number and arrival of the sample written last
         self._arrived_ns = 0
         self._writer: output.Writer | None = None
@@ -184,12 +186,17 @@ class Client:
         """Write the samples that were not written yet."""
         assert self._writer is not None
         period_ns = round(1e9 / self._plan.rate) if self._plan.rate is not None else 0
+        # two readings are never of one instant: the difference stays as it is until the clock was set
         unix_ns = time.time_ns() - time.monotonic_ns()
+        if abs(unix_ns - self._unix_ns) > _CLOCK_SET_NS:
+            self._unix_ns = unix_ns
         for number, rtt_ns, arrived_ns, shares_ns in self._unwritten:
             jitter_ns = None
             if period_ns and self._before[0] == number - 1:
                 jitter_ns = arrived_ns - self._before[1] - period_ns
             self._before = (number, arrived_ns)
             shares = {f"{name}_ns": value for name, value in shares_ns.items()}
-            self._writer.write(telemetry.latency_record(number, rtt_ns, unix_ns + arrived_ns, jitter_ns, **shares))
+            self._writer.write(
+                telemetry.latency_record(number, rtt_ns, self._unix_ns + arrived_ns, jitter_ns, **shares)
+            )
         self._unwritten.clear()
