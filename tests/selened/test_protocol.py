@@ -131,6 +131,15 @@ def test_descriptors_that_nobody_takes_are_closed() -> None:
     os.close(read)
 
 
+@pytest.mark.needs_xdp
+def test_a_socket_without_a_name_is_closed_too() -> None:
+    """getsockname(2) fails for it; some of these families need no privilege."""
+    fd = socket.socket(44, socket.SOCK_RAW).detach()  # AF_XDP
+    Descriptors([fd]).close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
 def test_a_reader_that_sleeps_is_cut_off_after_its_queue() -> None:
     async def work() -> None:
         left, right = pair()

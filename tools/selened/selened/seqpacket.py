@@ -44,7 +44,8 @@ def close_carefully(fd: int) -> None:
     """Close a descriptor that somebody else has passed, without waiting for anything."""
     what = os.readlink(f"/proc/self/fd/{fd}")  # asks no file system
     if what.startswith("socket:"):
-        with socket.socket(fileno=fd) as sock, contextlib.suppress(OSError):
+        # family and type are given so that nobody asks for them: sockets of some families have no name
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd) as sock, contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     elif what.startswith(("anon_inode:", "net:")):
         os.close(fd)
