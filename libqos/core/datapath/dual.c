@@ -80,7 +80,7 @@ static unsigned receive_fast(struct qos_datapath *fast, struct qos_packet *packe
             p->fast = true;
             kept++;
         } else {
-            fast->stats.rx_refused++;
+            __atomic_fetch_add(&fast->stats.rx_refused, 1, __ATOMIC_RELAXED);
         }
         fast->ops->release(fast, in[i].token);
     }

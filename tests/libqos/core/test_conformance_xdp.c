@@ -100,12 +100,13 @@ static void make_dual(struct conformance_end *e, const struct end *udp, const st
     CHECK_EQ(qos_dual_add(dual, e->dp), 0);
     CHECK(qos_dual_fast(dual) == e->dp);
     CHECK_EQ(qos_dual_add(dual, e->dp), -EALREADY);
-    if (o->with == FAST) {
+    if (dual_tx == NULL) { /* once: a thread of a fault datapath may be reading */
         dual_tx = dual->ops->tx;
         fast_ops = *dual->ops;
         fast_ops.tx = fast_tx;
-        dual->ops = &fast_ops;
     }
+    if (o->with == FAST)
+        dual->ops = &fast_ops;
     e->dp = dual;
     if (o->fault) {
         CHECK_EQ(qos_fault_parse(&fault, o->fault, problem, sizeof problem), 0);
