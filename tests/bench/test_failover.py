@@ -63,8 +63,8 @@ def test_the_picture(tmp_path: Path) -> None:
 @pytest.mark.tsn_kernel(simulated_time=True)
 @pytest.mark.parametrize("cause", failover.CAUSES)
 def test_a_stream_is_back_and_every_packet_known(cause: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """A silent loss costs the packets that the listener waits for; a link that goes down at most the one that leaves just
-    then."""
+    """A silent loss costs the packets that the listener waits for; a link that goes down one at most: that which leaves
+    just then."""
     failover.inside(cause, 3, samples=False)
     *cuts, total = (json.loads(line) for line in capfd.readouterr().out.splitlines())
     assert [(record["from"], record["to"]) for record in cuts] == [("S1", "S2"), ("S2", "S1"), ("S1", "S2")]
