@@ -120,6 +120,11 @@ def stolen_s() -> float:
         return 0.0
 
 
+def _share(stolen: float, began: float) -> float:
+    """Of a processor, what was stolen since two clocks showed this."""
+    return (stolen_s() - stolen) / (time.monotonic() - began)
+
+
 def undisturbed(run: Callable[[], T], tries: int) -> tuple[T, float, int]:
     """Run it until the hypervisor stole no more than STOLEN_MAX of a processor meanwhile, ``tries`` times at most. What
     it gave the last time, the share that was stolen then, and how often it was run before. What fails then (a watchdog
@@ -127,17 +132,13 @@ def undisturbed(run: Callable[[], T], tries: int) -> tuple[T, float, int]:
     again = 0
     while True:
         stolen, began = stolen_s(), time.monotonic()
-
-        def share(stolen: float = stolen, began: float = began) -> float:
-            return (stolen_s() - stolen) / (time.monotonic() - began)
-
         try:
             made = run()
         except RunError:
-            if share() <= STOLEN_MAX or again + 1 >= TRIES:
+            if _share(stolen, began) <= STOLEN_MAX or again + 1 >= TRIES:
                 raise
         else:
-            if (lost := share()) <= STOLEN_MAX or again + 1 >= tries:
+            if (lost := _share(stolen, began)) <= STOLEN_MAX or again + 1 >= tries:
                 return made, lost, again
         again += 1
         time.sleep(STOLEN_PAUSE_S)

@@ -16,16 +16,10 @@
 
 #ifndef SO_PREFER_BUSY_POLL
 #define SO_PREFER_BUSY_POLL 69
-#define SO_BUSY_POLL_BUDGET 70
 #endif
-#ifndef XDP_USE_SG /* Linux 6.6 */
-#define XDP_USE_SG (1 << 4)
+#ifndef XDP_PKT_CONTD /* Linux 6.6 */
 #define XDP_PKT_CONTD (1 << 0)
 #endif
-#define BUSY_POLL_US 20
-#define BUSY_POLL_BUDGET 64
-#define BUSY_TRIES 20
-#define BUSY_WAIT_NS 10000000
 #define LOOK_EVERY 64u      /* looks in vain: a system call */
 #define FRAME_PARTS 18u     /* chunks of a frame at most, as the kernel has it (MAX_SKB_FRAGS + 1) */
 #define ONE_CHUNK_MTU 3822u /* of 4096, less the kernel's 256, Ethernet and a VLAN tag */
@@ -53,7 +47,7 @@ struct xsk {
     int fd;
     struct qos_xsk_memory memory;
     struct qos_address own;
-    bool zero_copy, busy_poll;
+    bool busy_poll;
     struct ring rx, tx, fill, sent;
     uint8_t *frame;      /* room for one that came in pieces */
     uint64_t dropped;    /* by the kernel, as last seen */
@@ -68,87 +62,6 @@ struct xsk {
 static void add(uint64_t *counter, uint64_t n)
 {
     __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + n, __ATOMIC_RELAXED);
-}
-
-/* ---- Making a socket ---- */
-
-static int set(int fd, int name, uint32_t value)
-{
-    return setsockopt(fd, SOL_XDP, name, &value, sizeof value) < 0 ? -errno : 0;
-}
-
-static int bind_to(int fd, struct qos_xsk_device *device)
-{
-    struct sockaddr_xdp at = {.sxdp_family = AF_XDP, .sxdp_ifindex = device->ifindex, .sxdp_queue_id = device->queue};
-    const unsigned mode = (device->flags & QOS_XSK_COPY ? XDP_COPY : 0) |
-                          (device->flags & QOS_XSK_ZERO_COPY ? XDP_ZEROCOPY : 0) | XDP_USE_NEED_WAKEUP;
-    at.sxdp_flags = (uint16_t)(mode | XDP_USE_SG);
-    device->flags |= QOS_XSK_PIECES;
-    if (bind(fd, (struct sockaddr *)&at, sizeof at) == 0)
-        return 0;
-    /* a kernel that does not know of frames in pieces, or a driver that cannot take them */
-    device->flags &= ~(uint32_t)QOS_XSK_PIECES;
-    if (errno != EINVAL && errno != EOPNOTSUPP)
-        return -errno;
-    at.sxdp_flags = (uint16_t)mode;
-    return bind(fd, (struct sockaddr *)&at, sizeof at) < 0 ? -errno : 0;
-}
-
-static int set_up(int fd, struct qos_xsk_device *device, const struct qos_xsk_memory *memory)
-{
-    const struct xdp_umem_reg umem = {
-        .addr = (uintptr_t)memory->base, .len = memory->size, .chunk_size = QOS_XSK_CHUNK};
-    static const int rings[] = {XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING, XDP_TX_RING};
-    if (setsockopt(fd, SOL_XDP, XDP_UMEM_REG, &umem, sizeof umem) < 0)
-        return -errno;
-    for (unsigned i = 0; i < sizeof rings / sizeof *rings; i++) {
-        int rc = set(fd, rings[i], QOS_XSK_RING);
-        if (rc < 0)
-            return rc;
-    }
-    int rc = bind_to(fd, device);
-    if (rc < 0 || !(device->flags & QOS_XSK_BUSY_POLL))
-        return rc;
-    const struct {
-        int name, value;
-    } polling[] = {{SO_PREFER_BUSY_POLL, 1}, {SO_BUSY_POLL, BUSY_POLL_US}, {SO_BUSY_POLL_BUDGET, BUSY_POLL_BUDGET}};
-    for (unsigned i = 0; i < sizeof polling / sizeof *polling; i++) {
-        if (setsockopt(fd, SOL_SOCKET, polling[i].name, &polling[i].value, sizeof polling[i].value) < 0)
-            return -errno;
-    }
-    return 0;
-}
-
-static bool is_usable(const struct qos_xsk_memory *m)
-{
-    return (uintptr_t)m->base % QOS_XSK_CHUNK == 0 && m->size % QOS_XSK_CHUNK == 0 && m->rx_chunks > 0 &&
-           m->rx_chunks <= QOS_XSK_RING && m->tx_chunks > 0 && m->tx_chunks <= QOS_XSK_RING &&
-           m->size / QOS_XSK_CHUNK >= (uint64_t)m->rx_chunks + m->tx_chunks;
-}
-
-static int create(struct qos_xsk_device *device, const struct qos_xsk_memory *memory)
-{
-    int fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return -errno;
-    int rc = set_up(fd, device, memory);
-    if (rc < 0)
-        close(fd);
-    return rc < 0 ? rc : fd;
-}
-
-int qos_xsk_create(struct qos_xsk_device *device, const struct qos_xsk_memory *memory)
-{
-    if (!is_usable(memory))
-        return -EINVAL;
-    int fd = -EBUSY;
-    for (int i = 0; fd == -EBUSY && i < BUSY_TRIES; i++) {
-        /* the kernel gives the queue of a socket that was closed back a little later */
-        if (i > 0)
-            nanosleep(&(struct timespec){.tv_nsec = BUSY_WAIT_NS}, NULL);
-        fd = create(device, memory);
-    }
-    return fd;
 }
 
 /* ---- Rings ---- */
@@ -565,15 +478,11 @@ static int map_rings(struct xsk *x)
     return qos_load_relaxed(x->tx.producer) != 0 || qos_load_relaxed(x->fill.producer) != 0 ? -EALREADY : 0;
 }
 
-static void look_at_mode(struct xsk *x)
+static bool polls_busily(int fd)
 {
-    struct xdp_options options = {0};
     int polling = 0;
-    socklen_t size = sizeof options, polling_size = sizeof polling;
-    if (getsockopt(x->fd, SOL_XDP, XDP_OPTIONS, &options, &size) == 0)
-        x->zero_copy = options.flags & XDP_OPTIONS_ZEROCOPY;
-    if (getsockopt(x->fd, SOL_SOCKET, SO_PREFER_BUSY_POLL, &polling, &polling_size) == 0)
-        x->busy_poll = polling;
+    socklen_t size = sizeof polling;
+    return getsockopt(fd, SOL_SOCKET, SO_PREFER_BUSY_POLL, &polling, &size) == 0 && polling;
 }
 
 /* The largest datagram that fits into a frame. */
@@ -589,7 +498,7 @@ static uint32_t payload_of(const struct qos_xsk_device *device, const struct qos
 int qos_xsk_open(struct qos_datapath **dp, int fd, const struct qos_xsk_device *device,
                  const struct qos_xsk_memory *memory, const struct qos_address *own)
 {
-    if (!is_usable(memory) || payload_of(device, own) == 0)
+    if (!qos_xsk_is_usable(memory) || payload_of(device, own) == 0)
         return -EINVAL;
     struct xsk *x = calloc(1, sizeof *x + memory->tx_chunks * sizeof *x->free);
     if (x == NULL)
@@ -607,7 +516,7 @@ int qos_xsk_open(struct qos_datapath **dp, int fd, const struct qos_xsk_device *
         destroy(x);
         return rc;
     }
-    look_at_mode(x);
+    x->busy_poll = polls_busily(fd);
     for (uint32_t i = 0; i < memory->tx_chunks; i++)
         x->free[x->free_count++] = (uint64_t)(memory->rx_chunks + i) * QOS_XSK_CHUNK;
     for (uint32_t i = 0; i < memory->rx_chunks; i++)
@@ -615,9 +524,4 @@ int qos_xsk_open(struct qos_datapath **dp, int fd, const struct qos_xsk_device *
     show_filled(&x->fill);
     *dp = &x->dp;
     return 0;
-}
-
-bool qos_xsk_is_zero_copy(const struct qos_datapath *dp)
-{
-    return ((const struct xsk *)dp)->zero_copy;
 }

@@ -43,6 +43,14 @@ struct qos_xsk_memory {
     uint32_t rx_chunks, tx_chunks; /* QOS_XSK_RING at most: the first ones receive, the next ones send */
 };
 
+/* Whether the functions below take it. */
+static inline bool qos_xsk_is_usable(const struct qos_xsk_memory *m)
+{
+    return (uintptr_t)m->base % QOS_XSK_CHUNK == 0 && m->size % QOS_XSK_CHUNK == 0 && m->rx_chunks > 0 &&
+           m->rx_chunks <= QOS_XSK_RING && m->tx_chunks > 0 && m->tx_chunks <= QOS_XSK_RING &&
+           m->size / QOS_XSK_CHUNK >= (uint64_t)m->rx_chunks + m->tx_chunks;
+}
+
 /* Make a socket for a queue of a device, and say what is granted in device->flags. The descriptor, or -EBUSY (another program has the
  * queue), -EOPNOTSUPP, -ENODEV, -ENETDOWN, -EPERM, -ENOBUFS (so much memory may not be locked), -ENOMEM, -EINVAL. */
 int qos_xsk_create(struct qos_xsk_device *device, const struct qos_xsk_memory *memory);
@@ -51,9 +59,6 @@ int qos_xsk_create(struct qos_xsk_device *device, const struct qos_xsk_memory *m
  * caller's. 0, -EALREADY (somebody has used it), or another negative errno. */
 int qos_xsk_open(struct qos_datapath **dp, int fd, const struct qos_xsk_device *device,
                  const struct qos_xsk_memory *memory, const struct qos_address *own);
-
-/* Whether the device reads and writes the memory itself. */
-bool qos_xsk_is_zero_copy(const struct qos_datapath *dp);
 
 /* Send what is for ends->to by this way from now on. 0, -EINVAL (udpip.h), -ENOSPC: QOS_XSK_WAYS others are known. */
 int qos_xsk_reach(struct qos_datapath *dp, const struct qos_udpip_ends *ends);
